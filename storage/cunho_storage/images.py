@@ -1,0 +1,353 @@
+"""Reads and writes of images."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, cast
+
+from peewee import SQL, Case, ColumnBase, Node, Select, fn
+
+from cunho_rules import filters
+from cunho_rules.images import runnable
+from cunho_rules.model import BEING_MADE, Image, ImageState, InstanceType, Kind
+from cunho_rules.orders import Key
+from cunho_storage.conditions import Compare, after, condition, label_of, ordering, some_element
+from cunho_storage.database import Conflict, Connection
+from cunho_storage.statements import Statement, any_of, arg, literal, locking, places
+from cunho_storage.tables import ImageRow, ImageShareRow, RegionRow
+
+_COLUMNS = (
+    *ImageRow._meta.sorted_fields,
+    RegionRow.jurisdiction,
+    RegionRow.currency,
+    RegionRow.image_storage_nanos,
+    RegionRow.windows_license_nanos,
+)
+_LIVE = ImageRow.state != literal("DELETED")
+_PUBLIC = ImageRow.owner_account_id.is_null()
+_SHARED_WITH = fn.EXISTS(
+    ImageShareRow.select(SQL("1")).where(
+        (ImageShareRow.image_id == ImageRow.image_id) & (ImageShareRow.recipient_account_id == arg("account_id"))
+    )
+)
+
+
+def _select(shared_with_caller: ColumnBase) -> Select:
+    return (
+        ImageRow.select(*_COLUMNS, shared_with_caller.alias("shared_with_caller"))
+        .join(RegionRow, on=RegionRow.region_id == ImageRow.region_id)
+        .where(_LIVE)
+    )
+
+
+# --- one image, or some
+
+_GET = Statement(_select(_SHARED_WITH).where(ImageRow.image_id == arg("image_id")))
+_GET_SOME = Statement(_select(_SHARED_WITH).where(ImageRow.image_id == any_of("image_ids")))
+_RESOLVE = Statement(
+    _select(SQL("false"))
+    .where(_PUBLIC & (ImageRow.region_id == arg("region_id")) & (ImageRow.family == arg("family")))
+    .where((ImageRow.state == literal("AVAILABLE")) & (ImageRow.deprecation_state != "OBSOLETE"))
+    .where((arg("architecture", "text") == "") | (ImageRow.architecture == arg("architecture", "text")))
+    .order_by(ImageRow.create_time.desc(), ImageRow.image_id.desc())
+    .limit(SQL("1"))
+)
+_BY_NAME = Statement(
+    _select(SQL("false")).where(_PUBLIC & (ImageRow.region_id == arg("region_id")) & (ImageRow.name == arg("name")))
+)
+_ID = ImageRow.select(ImageRow.image_id).where(ImageRow.image_id == arg("image_id"))
+_LOCK, _LOCK_SHARED = Statement(locking(_ID, "NO KEY UPDATE")), Statement(locking(_ID, "SHARE"))
+_COPIES = Statement(
+    ImageRow.select(fn.COUNT(SQL("1"))).where(
+        (ImageRow.source_image_id == arg("image_id")) & (ImageRow.state == literal("COPYING"))
+    )
+)
+
+
+async def get(connection: Connection, image_id: str, account_id: str) -> Image | None:
+    """The image, as the account is concerned, or None if it never was or is deleted. Whether to show it, rules say."""
+    row = await connection.row(_GET, image_id=image_id, account_id=account_id)
+    return Image._make(row) if row else None
+
+
+async def get_some(connection: Connection, image_ids: Sequence[str], account_id: str) -> dict[str, Image]:
+    """Those of the images that exist, by id."""
+    rows = await connection.rows(_GET_SOME, image_ids=image_ids, account_id=account_id)
+    return {row[0]: Image._make(row) for row in rows}
+
+
+async def resolve(connection: Connection, region_id: str, family: str, architecture: str) -> Image | None:
+    """The newest public image of the family that can be launched; of any architecture if that is "". Source: PUB-4."""
+    row = await connection.row(_RESOLVE, region_id=region_id, family=family, architecture=architecture)
+    return Image._make(row) if row else None
+
+
+async def public_by_name(connection: Connection, region_id: str, name: str) -> Image | None:
+    """The public image of that name in the region, or None."""
+    row = await connection.row(_BY_NAME, region_id=region_id, name=name)
+    return Image._make(row) if row else None
+
+
+async def lock(connection: Connection, image_id: str, *, shared: bool = False) -> None:
+    """Keeps the image and its shares as they are until the transaction ends.
+
+    Read the image and its shares in later statements: this one, if it had to wait, saw what was before.
+
+    Args:
+        shared: True for those who only rely on the image (a launch, a copy): they do not wait for each other.
+    """
+    await connection.rows(_LOCK_SHARED if shared else _LOCK, image_id=image_id)
+
+
+async def locked(connection: Connection, image_id: str, account_id: str, *, shared: bool = False) -> Image | None:
+    """The image as `get` gives it, locked first."""
+    await lock(connection, image_id, shared=shared)
+    return await get(connection, image_id, account_id)
+
+
+async def copies(connection: Connection, image_id: str) -> int:
+    """The number of copies being made from the image."""
+    count: int = await connection.value(_COPIES, image_id=image_id)
+    return count
+
+
+# --- writes
+
+_NEW = tuple(field for field in ImageRow._meta.sorted_fields if field.name not in ("create_time", "update_time"))
+_ADD = Statement(
+    ImageRow.insert(
+        {field: arg(field.name) for field in _NEW}
+        | {ImageRow.create_time: SQL("now()"), ImageRow.update_time: SQL("now()")}
+    )
+)
+_CHANGED = {ImageRow.version: ImageRow.version + SQL("1"), ImageRow.update_time: SQL("now()")}
+_THIS = ImageRow.image_id == arg("image_id")
+_UPDATE = Statement(
+    ImageRow.update(
+        {
+            ImageRow.name: arg("name"),
+            ImageRow.description: arg("description"),
+            ImageRow.family: arg("family"),
+            ImageRow.labels: arg("labels"),
+            ImageRow.min_disk_bytes: arg("min_disk_bytes"),
+            ImageRow.min_memory_bytes: arg("min_memory_bytes"),
+            **_CHANGED,
+        }
+    ).where(_THIS & _LIVE)
+)
+_REPUBLISH = Statement(
+    ImageRow.update(
+        {
+            field: arg(field.name)
+            for field in (
+                ImageRow.description,
+                ImageRow.family,
+                ImageRow.labels,
+                ImageRow.min_disk_bytes,
+                ImageRow.min_memory_bytes,
+                ImageRow.support_kind,
+                ImageRow.support_contact_uri,
+                ImageRow.support_note,
+            )
+        }
+        | _CHANGED
+    ).where(_THIS & _LIVE & _PUBLIC)
+)
+_DEPRECATE = Statement(
+    ImageRow.update(
+        {
+            ImageRow.deprecation_state: arg("deprecation_state"),
+            ImageRow.replacement_image_id: arg("replacement_image_id"),
+            ImageRow.deprecation_message: arg("deprecation_message"),
+            **_CHANGED,
+        }
+    ).where(_THIS & (ImageRow.state == "AVAILABLE"))
+)
+_DELETE = Statement(
+    ImageRow.update({ImageRow.state: "DELETED", ImageRow.delete_time: SQL("now()"), **_CHANGED})
+    .where(_THIS & ImageRow.state.in_([ImageState.AVAILABLE, ImageState.FAILED]))
+    .returning(ImageRow.delete_time)
+)
+_BEING_MADE = _THIS & ImageRow.state.in_(sorted(BEING_MADE))
+_FINISH = Statement(ImageRow.update({ImageRow.state: "AVAILABLE", **_CHANGED}).where(_BEING_MADE))
+_FAIL = Statement(
+    ImageRow.update(
+        {
+            ImageRow.state: "FAILED",
+            ImageRow.failure_reason: arg("failure_reason"),
+            ImageRow.failure_message: arg("failure_message"),
+            **_CHANGED,
+        }
+    ).where(_BEING_MADE)
+)
+_ABANDON = Statement(
+    ImageRow.update({ImageRow.state: "DELETED", ImageRow.delete_time: SQL("now()"), **_CHANGED}).where(_BEING_MADE)
+)
+
+
+async def add(connection: Connection, values: Mapping[str, Any]) -> None:
+    """Adds an image of these column values; times are set here. Whose place it takes is counted by `accounts`."""
+    await connection.run(_ADD, **values)
+
+
+async def update(connection: Connection, image: Image) -> None:
+    """Stores what an owner may change of the image, as a new version."""
+    await connection.run(_UPDATE, **image._asdict())
+
+
+async def republish(connection: Connection, image: Image) -> None:
+    """Stores what the catalogue may change of a public image, as a new version."""
+    await connection.run(_REPUBLISH, **image._asdict())
+
+
+async def deprecate(connection: Connection, image_id: str, state: str, replacement_image_id: str, message: str) -> None:
+    """Stores how far the image is retired, as a new version."""
+    await connection.run(
+        _DEPRECATE,
+        image_id=image_id,
+        deprecation_state=state,
+        replacement_image_id=replacement_image_id,
+        deprecation_message=message,
+    )
+
+
+async def delete(connection: Connection, image_id: str) -> datetime:
+    """Makes an AVAILABLE or FAILED image DELETED; the time of that."""
+    delete_time = await connection.value(_DELETE, image_id=image_id)
+    if delete_time is None:
+        raise Conflict("image")
+    return cast(datetime, delete_time)
+
+
+async def finish(connection: Connection, image_id: str) -> bool:
+    """Makes an image that is being made AVAILABLE; False if it is not being made any more."""
+    return await connection.run(_FINISH, image_id=image_id) == 1
+
+
+async def fail(connection: Connection, image_id: str, reason: str, message: str) -> bool:
+    """Makes an image that is being made FAILED; False if it is not being made any more."""
+    return await connection.run(_FAIL, image_id=image_id, failure_reason=reason, failure_message=message) == 1
+
+
+async def abandon(connection: Connection, image_id: str) -> bool:
+    """Makes an image that is being made DELETED, as if it never was; False if it is not being made any more."""
+    return await connection.run(_ABANDON, image_id=image_id) == 1
+
+
+# --- pages
+
+_BITS = Case(ImageRow.architecture, (("I386", SQL("32")),), SQL("64"))
+_FILTERED: dict[str, ColumnBase | Compare] = {
+    **{
+        name: getattr(ImageRow, name)
+        for name in (
+            "image_id name description owner_account_id origin state family architecture cloud_init boot_mode"
+            " size_bytes min_disk_bytes min_memory_bytes create_time update_time"
+        ).split()
+    },
+    "bits": _BITS,
+    "os.family": ImageRow.os_family,
+    "os.platform": ImageRow.os_platform,
+    "os.version": ImageRow.os_version,
+    "deprecation.state": ImageRow.deprecation_state,
+    "labels": label_of(ImageRow.labels),
+    "software.name": some_element(ImageRow.software, "name"),
+    "software.version": some_element(ImageRow.software, "version"),
+}
+_USABLE = (
+    (ImageRow.state == "AVAILABLE")
+    & (ImageRow.deprecation_state != "OBSOLETE")
+    & (ImageRow.architecture == any_of("architectures"))
+    & (ImageRow.min_memory_bytes <= arg("memory_bytes"))
+    & (ImageRow.min_disk_bytes <= arg("disk_bytes"))
+)
+
+
+async def page(
+    connection: Connection,
+    *,
+    account_id: str | None,
+    region_id: str | None,
+    expression: filters.Expression | None,
+    keys: Sequence[Key],
+    place: Sequence[Any] | None,
+    limit: int,
+    usable_with: InstanceType | None,
+) -> list[Image]:
+    """The first `limit` images, in the order of `keys`, that the account sees and that match.
+
+    One statement, so that all rows are of one moment.
+
+    Args:
+        account_id: None for the operator, who sees all.
+        region_id: None for all regions.
+        place: the values of `keys` that the page comes after.
+        usable_with: only images that can be launched as this type.
+    """
+    statement = _page(
+        account_id is None, region_id is not None, expression, tuple(keys), place is not None, usable_with is not None
+    )
+    arguments: dict[str, Any] = {"account_id": account_id, "region_id": region_id, "limit": limit}
+    if place is not None:
+        arguments |= {f"place_{index}": value for index, value in enumerate(place)}
+    if usable_with is not None:
+        arguments |= {
+            "architectures": runnable(usable_with.architecture),
+            "memory_bytes": usable_with.memory_bytes,
+            "disk_bytes": usable_with.disk_bytes,
+        }
+    return [Image._make(row) for row in await connection.rows(statement, **arguments)]
+
+
+@lru_cache(maxsize=1024)
+def _page(
+    everything: bool,
+    one_region: bool,
+    expression: filters.Expression | None,
+    keys: tuple[Key, ...],
+    continued: bool,
+    usable: bool,
+) -> Statement:
+    """The statement of a page. The three kinds are branches of their own, each served by an index."""
+
+    def branch(kind: Kind, trust: str, of_kind: Node | None) -> Select:
+        columns: dict[str, Any] = {**_FILTERED, "kind": SQL(f"'{kind}'::text"), "trust": SQL(f"'{trust}'::text")}
+        query = _select(SQL("true" if kind is Kind.SHARED else "false"))
+        if kind is Kind.SHARED:
+            query = query.join(ImageShareRow, on=ImageShareRow.image_id == ImageRow.image_id)
+        for where in (
+            of_kind,
+            ImageRow.region_id == arg("region_id") if one_region else None,
+            _USABLE if usable else None,
+            condition(expression, columns) if expression else None,
+            after(keys, columns, places(keys)) if continued else None,
+        ):
+            if where is not None:
+                query = query.where(where)
+        return query.order_by(*ordering(keys, columns)).limit(arg("limit"))
+
+    if everything:
+        return Statement(
+            _merged(branch(Kind.PUBLIC, "PROVIDER", _PUBLIC), branch(Kind.CUSTOM, "OWN", ~_PUBLIC), keys=keys)
+        )
+    received = ImageShareRow.recipient_account_id == arg("account_id")
+    if one_region:
+        received &= ImageShareRow.region_id == arg("region_id")
+    return Statement(
+        _merged(
+            branch(Kind.PUBLIC, "PROVIDER", _PUBLIC),
+            branch(Kind.CUSTOM, "OWN", ImageRow.owner_account_id == arg("account_id")),
+            branch(Kind.SHARED, "UNVERIFIED", received),
+            keys=keys,
+        )
+    )
+
+
+def _merged(*branches: Select, keys: tuple[Key, ...]) -> Select:
+    """The first rows of all branches together."""
+    union: Any
+    union, *rest = [Select([each.alias("branch")], [SQL("*")]) for each in branches]
+    for each in rest:
+        union = union.union_all(each)
+    order = [SQL(f'"{key.field}" {"DESC" if key.descending else "ASC"}') for key in keys]
+    return Select([union.alias("merged")], [SQL("*")]).order_by(*order).limit(arg("limit"))

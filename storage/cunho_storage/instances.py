@@ -1,0 +1,266 @@
+"""Reads and writes of instances."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from peewee import SQL, fn
+
+from cunho_rules import filters
+from cunho_rules.model import Instance, InstanceState
+from cunho_rules.orders import Key
+from cunho_storage.conditions import after, condition, label_of, ordering
+from cunho_storage.database import Connection
+from cunho_storage.statements import Statement, any_of, arg, literal, locking, places
+from cunho_storage.tables import ImageRow, ImageShareRow, InstanceRow
+
+_LIVE = InstanceRow.state != literal("DELETED")
+_SHARED = fn.EXISTS(
+    ImageShareRow.select(SQL("1")).where(
+        (ImageShareRow.image_id == ImageRow.image_id) & (ImageShareRow.recipient_account_id == InstanceRow.account_id)
+    )
+)
+_STILL_AVAILABLE = (
+    (ImageRow.state == "AVAILABLE")
+    & (ImageRow.deprecation_state != "OBSOLETE")
+    & (ImageRow.owner_account_id.is_null() | (ImageRow.owner_account_id == InstanceRow.account_id) | _SHARED)
+)
+#: Also deleted ones: the answer of an operation shows them.
+_INSTANCES = InstanceRow.select(*InstanceRow._meta.sorted_fields, _STILL_AVAILABLE.alias("still_available")).join(
+    ImageRow, on=ImageRow.image_id == InstanceRow.image_id
+)
+_GET = Statement(_INSTANCES.where((InstanceRow.instance_id == arg("instance_id")) & _LIVE))
+_GET_SOME = Statement(_INSTANCES.where(InstanceRow.instance_id == any_of("instance_ids")))
+_LOCK = Statement(
+    locking(
+        InstanceRow.select(InstanceRow.instance_id).where(InstanceRow.instance_id == arg("instance_id")),
+        "NO KEY UPDATE",
+    )
+)
+
+
+async def get(connection: Connection, instance_id: str) -> Instance | None:
+    """The instance, or None if it never was or is deleted. Whether to show it, rules say."""
+    row = await connection.row(_GET, instance_id=instance_id)
+    return Instance._make(row) if row else None
+
+
+async def get_some(connection: Connection, instance_ids: Sequence[str]) -> list[Instance]:
+    """The instances, deleted ones too, in the order of the ids."""
+    rows = await connection.rows(_GET_SOME, instance_ids=instance_ids)
+    found = {row[0]: Instance._make(row) for row in rows}
+    return [found[instance_id] for instance_id in instance_ids if instance_id in found]
+
+
+async def locked(connection: Connection, instance_id: str) -> Instance | None:
+    """The instance as `get` gives it, kept as it is until the transaction ends."""
+    await connection.rows(_LOCK, instance_id=instance_id)
+    return await get(connection, instance_id)
+
+
+# --- writes
+
+#: What an instance remembers of the image that its disk was made from. Source: INS-4.
+_LAUNCH = {
+    InstanceRow.image_id: ImageRow.image_id,
+    InstanceRow.launch_name: ImageRow.name,
+    InstanceRow.launch_owner_account_id: ImageRow.owner_account_id,
+    InstanceRow.launch_kind: arg("launch_kind", "text"),
+    InstanceRow.launch_trust: arg("launch_trust", "text"),
+    InstanceRow.launch_checksum_algorithm: ImageRow.checksum_algorithm,
+    InstanceRow.launch_checksum_value: ImageRow.checksum_value,
+    InstanceRow.launch_content_uri: ImageRow.content_uri,
+    InstanceRow.launch_size_bytes: ImageRow.size_bytes,
+    InstanceRow.launch_min_disk_bytes: ImageRow.min_disk_bytes,
+    InstanceRow.launch_min_memory_bytes: ImageRow.min_memory_bytes,
+    InstanceRow.launch_os_family: ImageRow.os_family,
+    InstanceRow.launch_os_platform: ImageRow.os_platform,
+    InstanceRow.launch_os_version: ImageRow.os_version,
+    InstanceRow.launch_architecture: ImageRow.architecture,
+    InstanceRow.launch_boot_mode: ImageRow.boot_mode,
+    InstanceRow.launch_cloud_init: ImageRow.cloud_init,
+}
+_NEW = {
+    InstanceRow.instance_id: fn.UNNEST(arg("instance_ids", "text[]")),
+    InstanceRow.name: fn.UNNEST(arg("names", "text[]")),
+    InstanceRow.description: arg("description", "text"),
+    InstanceRow.region_id: ImageRow.region_id,
+    InstanceRow.zone_id: arg("zone_id", "text"),
+    InstanceRow.account_id: arg("account_id", "text"),
+    InstanceRow.instance_type: arg("instance_type", "text"),
+    InstanceRow.state: SQL("'PROVISIONING'"),
+    InstanceRow.failure: SQL("''"),
+    InstanceRow.labels: arg("labels", "jsonb"),
+    InstanceRow.operation_id: arg("operation_id", "text"),
+    InstanceRow.version: SQL("1"),
+    InstanceRow.create_time: SQL("now()"),
+    InstanceRow.update_time: SQL("now()"),
+    **_LAUNCH,
+}
+_ADD = Statement(
+    InstanceRow.insert_from(ImageRow.select(*_NEW.values()).where(ImageRow.image_id == arg("image_id")), fields=[*_NEW])
+)
+_CHANGED = {InstanceRow.version: InstanceRow.version + SQL("1"), InstanceRow.update_time: SQL("now()")}
+_UPDATE = Statement(
+    InstanceRow.update(
+        {
+            InstanceRow.name: arg("name"),
+            InstanceRow.description: arg("description"),
+            InstanceRow.labels: arg("labels"),
+            **_CHANGED,
+        }
+    ).where((InstanceRow.instance_id == arg("instance_id")) & _LIVE)
+)
+_BEGIN = Statement(
+    InstanceRow.update(
+        {InstanceRow.state: arg("state"), InstanceRow.operation_id: arg("operation_id"), **_CHANGED}
+    ).where((InstanceRow.instance_id == arg("instance_id")) & (InstanceRow.state == arg("from_state")))
+)
+_OF_OPERATION = (InstanceRow.instance_id == any_of("instance_ids")) & (InstanceRow.operation_id == arg("operation_id"))
+_ENDED = {InstanceRow.operation_id: SQL("NULL"), **_CHANGED}
+_END = Statement(
+    InstanceRow.update({InstanceRow.state: arg("state"), InstanceRow.failure: arg("failure"), **_ENDED}).where(
+        _OF_OPERATION
+    )
+)
+_DELETE = Statement(
+    InstanceRow.update({InstanceRow.state: "DELETED", InstanceRow.delete_time: SQL("now()"), **_ENDED}).where(
+        _OF_OPERATION
+    )
+)
+_REINSTALL = Statement(
+    InstanceRow.update({**_LAUNCH, **_CHANGED})
+    .from_(ImageRow)
+    .where((ImageRow.image_id == arg("image_id")) & (InstanceRow.instance_id == arg("instance_id")))
+)
+
+
+async def add(
+    connection: Connection,
+    *,
+    instance_ids: Sequence[str],
+    names: Sequence[str],
+    description: str,
+    zone_id: str,
+    account_id: str,
+    instance_type: str,
+    labels: Mapping[str, str],
+    operation_id: str,
+    image_id: str,
+    kind: str,
+    trust: str,
+) -> int:
+    """Adds PROVISIONING instances of an image, in its region; how many, 0 if the image is not there."""
+    return await connection.run(
+        _ADD,
+        instance_ids=instance_ids,
+        names=names,
+        description=description,
+        zone_id=zone_id,
+        account_id=account_id,
+        instance_type=instance_type,
+        labels=labels,
+        operation_id=operation_id,
+        image_id=image_id,
+        launch_kind=kind,
+        launch_trust=trust,
+    )
+
+
+async def update(connection: Connection, instance: Instance) -> bool:
+    """Stores name, description and labels, as a new version; False if the instance is gone."""
+    return (
+        await connection.run(
+            _UPDATE,
+            instance_id=instance.instance_id,
+            name=instance.name,
+            description=instance.description,
+            labels=instance.labels,
+        )
+        == 1
+    )
+
+
+async def begin(connection: Connection, instance: Instance, state: str, operation_id: str) -> bool:
+    """Moves an idle instance to `state` for an operation; False if its state is not what it was."""
+    return (
+        await connection.run(
+            _BEGIN,
+            instance_id=instance.instance_id,
+            from_state=instance.state,
+            state=state,
+            operation_id=operation_id,
+        )
+        == 1
+    )
+
+
+async def end(
+    connection: Connection, instance_ids: Sequence[str], state: str, operation_id: str, *, failure: str = ""
+) -> int:
+    """Moves the instances of an operation to where it leaves them; how many were still the operation's.
+
+    Args:
+        failure: why, if they are left FAILED.
+    """
+    if state == InstanceState.DELETED:
+        return await connection.run(_DELETE, instance_ids=instance_ids, operation_id=operation_id)
+    said = failure if state == InstanceState.FAILED else ""
+    return await connection.run(_END, instance_ids=instance_ids, operation_id=operation_id, state=state, failure=said)
+
+
+async def reinstall(connection: Connection, instance_id: str, image_id: str, kind: str, trust: str) -> None:
+    """Makes the instance remember the image as the one that its disk was made from."""
+    await connection.run(_REINSTALL, instance_id=instance_id, image_id=image_id, launch_kind=kind, launch_trust=trust)
+
+
+# --- pages
+
+_COLUMNS = {
+    **{
+        name: getattr(InstanceRow, name)
+        for name in (
+            "instance_id name description account_id zone_id instance_type image_id state create_time update_time"
+        ).split()
+    },
+    "labels": label_of(InstanceRow.labels),
+}
+
+
+async def page(
+    connection: Connection,
+    *,
+    account_id: str | None,
+    region_id: str | None,
+    expression: filters.Expression | None,
+    keys: Sequence[Key],
+    place: Sequence[Any] | None,
+    limit: int,
+) -> list[Instance]:
+    """The first `limit` instances of the account, in the order of `keys`, that match.
+
+    Args:
+        account_id: None for the operator, who sees all.
+        region_id: None for all regions.
+        place: the values of `keys` that the page comes after.
+    """
+    statement = _page(account_id is not None, region_id is not None, expression, tuple(keys), place is not None)
+    arguments = {f"place_{index}": value for index, value in enumerate(place or ())}
+    rows = await connection.rows(statement, account_id=account_id, region_id=region_id, limit=limit, **arguments)
+    return [Instance._make(row) for row in rows]
+
+
+@lru_cache(maxsize=1024)
+def _page(
+    one_account: bool, one_region: bool, expression: filters.Expression | None, keys: tuple[Key, ...], continued: bool
+) -> Statement:
+    query = _INSTANCES.where(_LIVE)
+    for where in (
+        InstanceRow.account_id == arg("account_id") if one_account else None,
+        InstanceRow.region_id == arg("region_id") if one_region else None,
+        condition(expression, _COLUMNS) if expression else None,
+        after(keys, _COLUMNS, places(keys)) if continued else None,
+    ):
+        if where is not None:
+            query = query.where(where)
+    return Statement(query.order_by(*ordering(keys, _COLUMNS)).limit(arg("limit")))

@@ -1,0 +1,194 @@
+"""Reads and writes of operations, and the leases by which workers carry them out.
+
+A lease is by the database's clock and numbered by the operation's epoch: whoever writes names its epoch, and a worker
+whose lease another has taken over writes nothing. An operation's end and its effect are one transaction.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from peewee import SQL, fn
+
+from cunho_rules import filters
+from cunho_rules.model import Operation
+from cunho_rules.orders import Key
+from cunho_storage.conditions import after, condition, ordering, some_element
+from cunho_storage.database import Connection
+from cunho_storage.statements import Statement, any_of, arg, locking, places
+from cunho_storage.tables import OperationRow
+
+_THIS = OperationRow.operation_id == arg("operation_id")
+_RUNNING = OperationRow.end_time.is_null()
+_MINE = _THIS & _RUNNING & (OperationRow.epoch == arg("epoch"))
+_LEASE = fn.CLOCK_TIMESTAMP() + fn.MAKE_INTERVAL(0, 0, 0, 0, 0, 0, arg("lease_seconds", "float8"))
+
+_GET = Statement(OperationRow.select().where(_THIS))
+_NEW = ("operation_id account_id created_by method request_id region_id target_ids input steps warnings quotes").split()
+_ADD = Statement(
+    OperationRow.insert(
+        {getattr(OperationRow, name): arg(name) for name in _NEW}
+        | {
+            OperationRow.state: SQL("'PENDING'"),
+            OperationRow.cancel_requested: SQL("false"),
+            OperationRow.epoch: SQL("0"),
+            OperationRow.attempts: SQL("0"),
+            OperationRow.create_time: SQL("now()"),
+        }
+    ).returning(*OperationRow._meta.sorted_fields)
+)
+_CANCEL = Statement(OperationRow.update({OperationRow.cancel_requested: SQL("true")}).where(_THIS & _RUNNING))
+_DELETE = Statement(OperationRow.delete().where(_THIS & ~_RUNNING))
+_ENDED = Statement(OperationRow.select().where((OperationRow.operation_id == any_of("operation_ids")) & ~_RUNNING))
+
+_CLAIMABLE = locking(
+    OperationRow.select(OperationRow.operation_id)
+    .where(_RUNNING & (OperationRow.lease_until.is_null() | (OperationRow.lease_until < SQL("clock_timestamp()"))))
+    .order_by(OperationRow.create_time)
+    .limit(SQL("1")),
+    "UPDATE",
+    skip_locked=True,
+)
+_CLAIM = Statement(
+    OperationRow.update(
+        {
+            OperationRow.state: SQL("'RUNNING'"),
+            OperationRow.epoch: OperationRow.epoch + SQL("1"),
+            OperationRow.attempts: OperationRow.attempts + SQL("1"),
+            OperationRow.lease_until: _LEASE,
+            OperationRow.start_time: fn.COALESCE(OperationRow.start_time, SQL("now()")),
+        }
+    )
+    .where(OperationRow.operation_id == _CLAIMABLE)
+    .returning(*OperationRow._meta.sorted_fields)
+)
+_EXTEND = Statement(
+    OperationRow.update({OperationRow.lease_until: _LEASE}).where(_MINE).returning(OperationRow.cancel_requested)
+)
+_SAVE = Statement(OperationRow.update({OperationRow.steps: arg("steps")}).where(_MINE))
+_END = Statement(
+    OperationRow.update(
+        {
+            OperationRow.state: arg("state"),
+            OperationRow.steps: arg("steps"),
+            OperationRow.response: arg("response"),
+            OperationRow.error: arg("error"),
+            OperationRow.end_time: SQL("now()"),
+            OperationRow.lease_until: SQL("NULL"),
+        }
+    ).where(_MINE)
+)
+
+
+async def get(connection: Connection, operation_id: str) -> Operation | None:
+    """The operation, or None."""
+    row = await connection.row(_GET, operation_id=operation_id)
+    return Operation._make(row) if row else None
+
+
+async def add(connection: Connection, values: Mapping[str, Any]) -> Operation:
+    """The new PENDING operation of these values."""
+    row = await connection.row(_ADD, **values)
+    assert row is not None
+    return Operation._make(row)
+
+
+async def cancel(connection: Connection, operation_id: str) -> None:
+    """Asks whoever carries out the operation to undo it; nothing if it has ended."""
+    await connection.run(_CANCEL, operation_id=operation_id)
+
+
+async def delete(connection: Connection, operation_id: str) -> bool:
+    """Forgets an operation that has ended; False if it has not."""
+    return await connection.run(_DELETE, operation_id=operation_id) == 1
+
+
+async def ended(connection: Connection, operation_ids: Iterable[str]) -> list[Operation]:
+    """Those of the operations that have ended."""
+    rows = await connection.rows(_ENDED, operation_ids=[*operation_ids])
+    return [Operation._make(row) for row in rows]
+
+
+async def claim(connection: Connection, lease_seconds: float) -> Operation | None:
+    """The oldest operation that nobody carries out, now leased to the caller; None if there is none."""
+    row = await connection.row(_CLAIM, lease_seconds=lease_seconds)
+    return Operation._make(row) if row else None
+
+
+async def extend(connection: Connection, operation: Operation, lease_seconds: float) -> bool | None:
+    """Extends the lease: whether the operation is to be cancelled, or None if the lease is lost."""
+    cancel: bool | None = await connection.value(
+        _EXTEND, operation_id=operation.operation_id, epoch=operation.epoch, lease_seconds=lease_seconds
+    )
+    return cancel
+
+
+async def save(connection: Connection, operation: Operation, steps: Sequence[Mapping[str, Any]]) -> bool:
+    """Stores the steps; False if the lease is lost."""
+    return await connection.run(_SAVE, operation_id=operation.operation_id, epoch=operation.epoch, steps=steps) == 1
+
+
+async def end(
+    connection: Connection,
+    operation: Operation,
+    *,
+    state: str,
+    steps: Sequence[Mapping[str, Any]],
+    response: bytes | None = None,
+    error: bytes | None = None,
+) -> bool:
+    """Ends the operation; False if the lease is lost, and then the transaction must not be committed."""
+    return (
+        await connection.run(
+            _END,
+            operation_id=operation.operation_id,
+            epoch=operation.epoch,
+            state=state,
+            steps=steps,
+            response=response,
+            error=error,
+        )
+        == 1
+    )
+
+
+# --- pages
+
+_COLUMNS: dict[str, Any] = {
+    "done": OperationRow.end_time.is_null(False),
+    "method": OperationRow.method,
+    "target_id": some_element(OperationRow.target_ids),
+    "create_time": OperationRow.create_time,
+    "operation_id": OperationRow.operation_id,
+}
+
+
+async def page(
+    connection: Connection,
+    *,
+    account_id: str | None,
+    expression: filters.Expression | None,
+    keys: Sequence[Key],
+    place: Sequence[Any] | None,
+    limit: int,
+) -> list[Operation]:
+    """The first `limit` operations of the account, in the order of `keys`, that match. None: of every account."""
+    statement = _page(account_id is not None, expression, tuple(keys), place is not None)
+    arguments = {f"place_{index}": value for index, value in enumerate(place or ())}
+    rows = await connection.rows(statement, account_id=account_id, limit=limit, **arguments)
+    return [Operation._make(row) for row in rows]
+
+
+@lru_cache(maxsize=256)
+def _page(
+    one_account: bool, expression: filters.Expression | None, keys: tuple[Key, ...], continued: bool
+) -> Statement:
+    query = OperationRow.select()
+    for where in (
+        OperationRow.account_id == arg("account_id") if one_account else None,
+        condition(expression, _COLUMNS) if expression else None,
+        after(keys, _COLUMNS, places(keys)) if continued else None,
+    ):
+        if where is not None:
+            query = query.where(where)
+    return Statement(query.order_by(*ordering(keys, _COLUMNS)).limit(arg("limit")))

@@ -1,0 +1,114 @@
+"""Reads and writes of image shares. Whoever writes them holds the lock of the image, and keeps its counter true."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from peewee import JOIN, SQL, fn
+
+from cunho_rules.limits import QUOTA_LIMIT_MAX
+from cunho_rules.model import Recipient
+from cunho_storage.database import Connection
+from cunho_storage.statements import Statement, any_of, arg
+from cunho_storage.tables import AccountRegionRow, AccountRow, ImageRow, ImageShareRow
+
+_OF_IMAGE = ImageShareRow.image_id == arg("image_id")
+_SHARES = ImageShareRow.select(ImageShareRow.recipient_account_id, ImageShareRow.create_time).order_by(
+    ImageShareRow.recipient_account_id
+)
+_LIST = Statement(_SHARES.where(_OF_IMAGE & (ImageShareRow.recipient_account_id > arg("after"))).limit(arg("limit")))
+_SOME = Statement(_SHARES.where(_OF_IMAGE & (ImageShareRow.recipient_account_id == any_of("account_ids"))))
+_RECIPIENTS = Statement(
+    AccountRow.select(
+        AccountRow.account_id, AccountRegionRow.region_id.is_null(False), ImageShareRow.image_id.is_null(False)
+    )
+    .join(
+        AccountRegionRow,
+        JOIN.LEFT_OUTER,
+        on=(AccountRegionRow.account_id == AccountRow.account_id) & (AccountRegionRow.region_id == arg("region_id")),
+    )
+    .join(
+        ImageShareRow,
+        JOIN.LEFT_OUTER,
+        on=(ImageShareRow.recipient_account_id == AccountRow.account_id) & _OF_IMAGE,
+    )
+    .where(AccountRow.account_id == any_of("account_ids"))
+)
+_ADD = Statement(
+    ImageShareRow.insert_from(
+        ImageRow.select(
+            ImageRow.image_id,
+            fn.UNNEST(arg("account_ids", "text[]")),
+            ImageRow.owner_account_id,
+            ImageRow.region_id,
+            ImageRow.owner_account_id,
+            SQL("now()"),
+        ).where(ImageRow.image_id == arg("image_id")),
+        fields=ImageShareRow._meta.sorted_fields,
+    )
+)
+_ADD_TO_COUNT = Statement(
+    ImageRow.update({ImageRow.share_count: ImageRow.share_count + arg("added", "int")}).where(
+        (ImageRow.image_id == arg("image_id")) & (ImageRow.share_count + arg("added", "int") <= ImageRow.share_limit)
+    )
+)
+_REMOVE = Statement(
+    ImageShareRow.delete()
+    .where(_OF_IMAGE & (ImageShareRow.recipient_account_id == any_of("account_ids")))
+    .returning(ImageShareRow.recipient_account_id)
+)
+_SET_LIMIT = Statement(
+    ImageRow.update({ImageRow.share_limit: arg("share_limit")}).where(ImageRow.image_id == arg("image_id"))
+)
+
+
+class Share(NamedTuple):
+    """One account that an image is shared with."""
+
+    account_id: str
+    create_time: datetime
+
+
+async def list_(connection: Connection, image_id: str, *, after: str = "", limit: int) -> list[Share]:
+    """The first `limit` shares of the image with accounts that come after `after`, by account."""
+    rows = await connection.rows(_LIST, image_id=image_id, after=after, limit=limit)
+    return [Share._make(row) for row in rows]
+
+
+async def account_ids(connection: Connection, image_id: str) -> list[str]:
+    """Every account that the image is shared with, sorted."""
+    return [share.account_id for share in await list_(connection, image_id, limit=QUOTA_LIMIT_MAX)]
+
+
+async def some(connection: Connection, image_id: str, account_ids: Sequence[str]) -> list[Share]:
+    """The shares of the image with those of the accounts that have one, by account."""
+    return [Share._make(row) for row in await connection.rows(_SOME, image_id=image_id, account_ids=account_ids)]
+
+
+async def recipients(
+    connection: Connection, image_id: str, region_id: str, account_ids: Sequence[str]
+) -> tuple[Recipient, ...]:
+    """What the rules want to know of the accounts that an image of the region would be shared with, in their order."""
+    rows = await connection.rows(_RECIPIENTS, image_id=image_id, region_id=region_id, account_ids=account_ids)
+    known = {row[0]: Recipient(row[0], True, row[1], row[2]) for row in rows}
+    return tuple(known.get(account_id, Recipient(account_id, False, False, False)) for account_id in account_ids)
+
+
+async def add(connection: Connection, image_id: str, account_ids: Sequence[str]) -> bool:
+    """Shares the image with accounts that do not have it; False, with nothing done, if its limit has no room."""
+    if not await connection.run(_ADD_TO_COUNT, image_id=image_id, added=len(account_ids)):
+        return False
+    await connection.run(_ADD, image_id=image_id, account_ids=account_ids)
+    return True
+
+
+async def remove(connection: Connection, image_id: str, account_ids: Sequence[str]) -> list[str]:
+    """Takes the image back from the accounts; those that had it, sorted."""
+    removed = [row[0] for row in await connection.rows(_REMOVE, image_id=image_id, account_ids=account_ids)]
+    await connection.run(_ADD_TO_COUNT, image_id=image_id, added=-len(removed))
+    return sorted(removed)
+
+
+async def set_limit(connection: Connection, image_id: str, share_limit: int) -> None:
+    """Sets how many accounts the image may be shared with."""
+    await connection.run(_SET_LIMIT, image_id=image_id, share_limit=share_limit)

@@ -1,0 +1,79 @@
+"""Queries composed once from the models, and executed prepared ever after.
+
+    BY_ID = Statement(ImageRow.select().where(ImageRow.image_id == arg("image_id")))
+    row = await connection.row(BY_ID, image_id="img-3k9x0q2z")
+
+Composing a query costs more than executing it, so it is done at import. No SQL text is written by hand but in the
+migrations.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from peewee import SQL, Cast, Node, PostgresqlDatabase, Query, Value, fn
+
+from cunho_rules.orders import Key
+
+#: Stands where an argument goes; no SQL that Peewee composes contains it.
+_MARK = "\0"
+
+
+class _Dialect(PostgresqlDatabase):
+    param = _MARK
+
+
+_DIALECT = _Dialect(None)
+
+
+class _Argument(NamedTuple):
+    name: str
+
+
+def arg(name: str, type: str = "") -> Any:
+    """The place of an argument in a query; `type` where PostgreSQL cannot tell it from the context."""
+    value = Value(_Argument(name), converter=False, unpack=False)
+    return Cast(value, type) if type else value
+
+
+def any_of(name: str, type: str = "text[]") -> Any:
+    """The place of a list of values, to be compared with `== any_of("image_ids")`."""
+    return fn.ANY(arg(name, type))
+
+
+def literal(value: str) -> Any:
+    """A constant of ours that PostgreSQL must see when it plans, to use an index that is partial by it."""
+    return SQL("'" + value.replace("'", "''") + "'")
+
+
+def locking(query: Any, strength: str, *, skip_locked: bool = False) -> Any:
+    """The query, locking the rows that it finds: strength "UPDATE", "NO KEY UPDATE", "SHARE" or "KEY SHARE"."""
+    return query.for_update(f"FOR {strength}", skip_locked=skip_locked or None)
+
+
+_PLACE_TYPES = {"create_time": "timestamptz", "update_time": "timestamptz", "size_bytes": "bigint"}
+
+
+def places(keys: Sequence[Key]) -> list[Any]:
+    """The places of place_0, place_1 ...: the values of `keys` that a page comes after."""
+    return [arg(f"place_{index}", _PLACE_TYPES.get(key.field, "text")) for index, key in enumerate(keys)]
+
+
+class Statement:
+    """A query with named arguments, composed."""
+
+    def __init__(self, query: Query | Node) -> None:
+        sql, values = _DIALECT.get_sql_context().sql(query).query()  # type: ignore[no-untyped-call]
+        parts = sql.split(_MARK)
+        places: dict[Any, int] = {}
+        numbers = [
+            places.setdefault(value if isinstance(value, _Argument) else (index, id(value)), len(places) + 1)
+            for index, value in enumerate(values)
+        ]
+        self.text = parts[0] + "".join(f"${number}{part}" for number, part in zip(numbers, parts[1:], strict=True))
+        self._values: list[Any] = [None] * len(places)
+        for number, value in zip(numbers, values, strict=True):
+            self._values[number - 1] = value
+
+    def values(self, arguments: dict[str, Any]) -> list[Any]:
+        """The values of $1, $2 ..., with the arguments in their places."""
+        return [arguments[value.name] if isinstance(value, _Argument) else value for value in self._values]
