@@ -108,7 +108,7 @@ def place_active(facts: Facts) -> Refusal | None:
     return None
 
 
-@check("SEL-4", Stage.STATE, needs=("place",))
+@check("SEL-4", Stage.STATE, needs=("place.name",))
 def name_free(facts: Facts) -> Refusal | None:
     """The owner has no other image of that name in the region."""
     place = _place(facts)

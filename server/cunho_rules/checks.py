@@ -42,13 +42,20 @@ class Check(NamedTuple):
     stage: Stage
     #: What is demanded, in a sentence.
     demand: str
-    #: The facts without which there is no answer.
+    #: The facts without which there is no answer, for example "place" or "place.name".
     needs: tuple[str, ...]
     judge: Callable[[Facts], Refusal | None]
 
     def answerable(self, facts: Facts) -> bool:
         """True if the facts that the check needs are known."""
-        return all(getattr(facts, need) is not None for need in self.needs)
+        return all(_known(facts, need) for need in self.needs)
+
+
+def _known(facts: Facts, need: str) -> bool:
+    fact: object = facts
+    for name in need.split("."):
+        fact = getattr(fact, name, None)
+    return fact is not None
 
 
 class Outcome(NamedTuple):

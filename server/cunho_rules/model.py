@@ -281,7 +281,8 @@ class Place(NamedTuple):
     images_limit: int
     #: Bytes of custom images that the account stores there.
     stored_bytes: int
-    name: str
+    #: None if the request names none.
+    name: str | None
     name_taken: bool
 
 

@@ -197,9 +197,15 @@ async def in_use(connection: Connection, account_id: str, region_ids: Sequence[s
 
 
 async def place(
-    connection: Connection, account_id: str, region_id: str, name: str, *, except_id: str = "", lock: bool = True
+    connection: Connection,
+    account_id: str,
+    region_id: str,
+    name: str | None,
+    *,
+    except_id: str = "",
+    lock: bool = True,
 ) -> Place:
-    """Where an image named `name` of the account's would go.
+    """Where an image named `name` of the account's would go; None: its name is not known.
 
     Locks the account's row of the region, so that nobody can count without it: the count and the insert that follows
     are one step to all others.
@@ -210,7 +216,7 @@ async def place(
     """
     row = await connection.row(_LOCK_PLACE if lock else _SEE_PLACE, account_id=account_id, region_id=region_id)
     stored_bytes, name_taken = await connection.row(
-        _HELD, account_id=account_id, region_id=region_id, name=name, except_id=except_id
+        _HELD, account_id=account_id, region_id=region_id, name=name or "", except_id=except_id
     ) or (0, False)
     used, limit = row or (0, 0)
     return Place(region_id, row is not None, used, limit, stored_bytes, name, name_taken)

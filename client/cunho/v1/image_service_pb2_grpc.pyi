@@ -84,8 +84,8 @@ class ImageServiceStub:
     Each destination has its own result: one that refuses (quota, name, account not active there) is a failed
     step of the operation while the others go on. If every destination refuses, so does the call, with the first
     refusal. Shares do not follow.
-    Who: the owner. Refuses: ACCOUNT_ROLE_REQUIRED, REGION_NOT_FOUND, IMAGE_NOT_FOUND, PUBLIC_IMAGE_READ_ONLY,
-    SHARED_IMAGE_NOT_COPYABLE, COPY_TO_SAME_REGION, ACCOUNT_SUSPENDED, IMAGE_STATE_INVALID, ACCOUNT_NOT_IN_REGION,
+    Who: the owner. Refuses: REGION_NOT_FOUND, IMAGE_NOT_FOUND, PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_COPYABLE,
+    IMAGE_OWNER_ONLY, COPY_TO_SAME_REGION, ACCOUNT_SUSPENDED, IMAGE_STATE_INVALID, ACCOUNT_NOT_IN_REGION,
     IMAGE_NAME_TAKEN, CUSTOM_IMAGE_QUOTA_EXCEEDED.
     """
     UpdateImage: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.UpdateImageRequest, _image_pb2.Image]
@@ -201,8 +201,8 @@ class ImageServiceAsyncStub(ImageServiceStub):
     Each destination has its own result: one that refuses (quota, name, account not active there) is a failed
     step of the operation while the others go on. If every destination refuses, so does the call, with the first
     refusal. Shares do not follow.
-    Who: the owner. Refuses: ACCOUNT_ROLE_REQUIRED, REGION_NOT_FOUND, IMAGE_NOT_FOUND, PUBLIC_IMAGE_READ_ONLY,
-    SHARED_IMAGE_NOT_COPYABLE, COPY_TO_SAME_REGION, ACCOUNT_SUSPENDED, IMAGE_STATE_INVALID, ACCOUNT_NOT_IN_REGION,
+    Who: the owner. Refuses: REGION_NOT_FOUND, IMAGE_NOT_FOUND, PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_COPYABLE,
+    IMAGE_OWNER_ONLY, COPY_TO_SAME_REGION, ACCOUNT_SUSPENDED, IMAGE_STATE_INVALID, ACCOUNT_NOT_IN_REGION,
     IMAGE_NAME_TAKEN, CUSTOM_IMAGE_QUOTA_EXCEEDED.
     """
     UpdateImage: _aio.UnaryUnaryMultiCallable[_image_service_pb2.UpdateImageRequest, _image_pb2.Image]  # type: ignore[assignment]
@@ -357,8 +357,8 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         Each destination has its own result: one that refuses (quota, name, account not active there) is a failed
         step of the operation while the others go on. If every destination refuses, so does the call, with the first
         refusal. Shares do not follow.
-        Who: the owner. Refuses: ACCOUNT_ROLE_REQUIRED, REGION_NOT_FOUND, IMAGE_NOT_FOUND, PUBLIC_IMAGE_READ_ONLY,
-        SHARED_IMAGE_NOT_COPYABLE, COPY_TO_SAME_REGION, ACCOUNT_SUSPENDED, IMAGE_STATE_INVALID, ACCOUNT_NOT_IN_REGION,
+        Who: the owner. Refuses: REGION_NOT_FOUND, IMAGE_NOT_FOUND, PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_COPYABLE,
+        IMAGE_OWNER_ONLY, COPY_TO_SAME_REGION, ACCOUNT_SUSPENDED, IMAGE_STATE_INVALID, ACCOUNT_NOT_IN_REGION,
         IMAGE_NAME_TAKEN, CUSTOM_IMAGE_QUOTA_EXCEEDED.
         """
 

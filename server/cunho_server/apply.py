@@ -1,0 +1,84 @@
+"""Applies a catalogue to the database: declarative and idempotent. What the file does not name stays as it is."""
+
+from typing import Any, NamedTuple
+
+from cunho_rules.model import DeprecationState, Image, InstanceType, Region
+from cunho_server import ids, making
+from cunho_server.catalog import Catalog, CatalogError, CatalogImage
+from cunho_storage import images, regions
+from cunho_storage.database import Connection, Database
+
+#: What the file may change of an image that is published. The rest is what the image is: another is another image.
+_CHANGEABLE = (
+    "description family labels min_disk_bytes min_memory_bytes support_kind support_contact_uri support_note"
+).split()
+_FIXED = (
+    "os_family os_platform os_version architecture size_bytes content_uri checksum_algorithm checksum_value"
+    " software cloud_init boot_mode"
+).split()
+
+
+class Applied(NamedTuple):
+    """What applying a catalogue did to the public images, counted in every region."""
+
+    published: int
+    changed: int
+    unchanged: int
+
+
+async def apply(database: Database, catalog: Catalog) -> Applied:
+    """Makes regions, instance types and public images as the catalogue says, all or nothing. Raises CatalogError."""
+    done: list[str] = []
+    problems: list[str] = []
+    async with database.transaction() as connection:
+        for each in catalog.regions:
+            await regions.put(connection, Region(*(getattr(each, field) for field in _REGION)))
+        await regions.put_types(
+            connection, [InstanceType(*(getattr(each, field) for field in _TYPE)) for each in catalog.instance_types]
+        )
+        for image in catalog.images:
+            for region_id in image.region_ids:
+                done.append(await _apply_image(connection, region_id, image, problems))
+        if problems:
+            raise CatalogError("\n".join(problems))
+    return Applied(done.count("published"), done.count("changed"), done.count("unchanged"))
+
+
+async def _apply_image(connection: Connection, region_id: str, wanted: CatalogImage, problems: list[str]) -> str:
+    values = making.public(ids.new("img"), wanted.request) | {"region_id": region_id}
+    stored = await images.public_by_name(connection, region_id, wanted.request.name)
+    if stored is None:
+        await images.add(connection, values | _deprecation(wanted))
+        return "published"
+    if differing := [field for field in _FIXED if getattr(stored, field) != values[field]]:
+        problems.append(
+            f'image "{stored.name}" in {region_id} is published with another {", ".join(differing)}: contents never '
+            "change under a name; publish the new build under a new name and make this one OBSOLETE"
+        )
+    return await _change(connection, stored, {field: values[field] for field in _CHANGEABLE}, _deprecation(wanted))
+
+
+async def _change(connection: Connection, stored: Image, values: dict[str, Any], retired: dict[str, str]) -> str:
+    republished = any(getattr(stored, field) != value for field, value in values.items())
+    if republished:
+        await images.republish(connection, stored._replace(**values))
+    deprecated = any(getattr(stored, field) != value for field, value in retired.items())
+    if deprecated:
+        state, message = retired["deprecation_state"], retired["deprecation_message"]
+        await images.deprecate(connection, stored.image_id, state, stored.replacement_image_id, message)
+    return "changed" if republished or deprecated else "unchanged"
+
+
+def _deprecation(image: CatalogImage) -> dict[str, str]:
+    return {
+        "deprecation_state": image.deprecation or DeprecationState.CURRENT,
+        "deprecation_message": image.deprecation_message,
+    }
+
+
+#: The fields of a catalogue's entries, in the order of the stored values.
+_REGION = (
+    "region_id display_name jurisdiction currency image_storage_nanos_per_gib_month image_storage_free_bytes"
+    " windows_license_nanos_per_hour zone_ids"
+).split()
+_TYPE = "instance_type architecture vcpu_count memory_bytes disk_bytes".split()

@@ -1,0 +1,384 @@
+"""ImageService. Each method: who calls, the facts, the rules, the write, the answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.longrunning.operations_pb2 import Operation
+
+from cunho import v1 as pb
+from cunho.v1 import image_service_pb2_grpc
+from cunho_rules import actions, orders
+from cunho_rules.filters import IMAGE_FIELDS
+from cunho_rules.model import Caller, Facts, Image, ImageState, Upload, etag
+from cunho_rules.refusals import Refusal
+from cunho_server import explaining, making, messages, status
+from cunho_server.servicer import Mutation, Servicer, all_of, one_region
+from cunho_server.shape import masked
+from cunho_storage import accounts, images, instances, regions, shares
+from cunho_storage.database import Conflict, Connection
+
+
+class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
+    """Images: choosing, making, copying, sharing, retiring and deleting them."""
+
+    # --- choosing
+
+    async def GetImage(self, request: pb.GetImageRequest, context: Any) -> pb.Image:
+        async with self.reading(context) as (caller, connection):
+            image = await images.get(connection, request.image_id, caller.account_id)
+        return _shown(caller, request.image_id, image)
+
+    async def BatchGetImages(self, request: pb.BatchGetImagesRequest, context: Any) -> pb.BatchGetImagesResponse:
+        async with self.reading(context) as (caller, connection):
+            found = await images.get_some(connection, request.image_ids, caller.account_id)
+        return pb.BatchGetImagesResponse(
+            results=[_result(caller, image_id, found.get(image_id)) for image_id in request.image_ids]
+        )
+
+    async def ListImages(self, request: pb.ListImagesRequest, context: Any) -> pb.ListImagesResponse:
+        caller = self.caller(context)
+        page = self.page(caller, request, IMAGE_FIELDS, orders.IMAGE_ORDER_FIELDS, "image_id")
+        region_id, type_id = one_region(request.region_id), request.usable_with_instance_type or None
+        async with self.reading(context) as (caller, connection):
+            usable_with = await regions.get_type(connection, type_id) if type_id else None
+            found = await images.page(
+                connection,
+                account_id=all_of(caller),
+                region_id=region_id,
+                expression=page.expression,
+                keys=page.keys,
+                place=page.place,
+                limit=page.size + 1,
+                usable_with=usable_with,
+            )
+            # A page with images on it proves the region.
+            doubtful = None if found else region_id
+            facts = Facts(
+                action="ListImages",
+                caller=caller,
+                region_id=doubtful,
+                region=await regions.get(connection, doubtful) if doubtful else None,
+                instance_type_id=type_id,
+                instance_type=usable_with,
+            )
+        actions.LIST_IMAGES.enforce(facts, partial=True)
+        return pb.ListImagesResponse(
+            images=[messages.image(caller, image) for image in found[: page.size]],
+            next_page_token=page.token(self.service, caller, request, found),
+        )
+
+    async def ResolveImage(self, request: pb.ResolveImageRequest, context: Any) -> pb.Image:
+        architecture = messages.ARCHITECTURE.name(request.architecture)
+        async with self.reading(context) as (caller, connection):
+            facts = Facts(
+                action="ResolveImage",
+                caller=caller,
+                region_id=request.region_id,
+                region=await regions.get(connection, request.region_id),
+                family=request.family,
+                image=await images.resolve(connection, request.region_id, request.family, architecture),
+            )
+        actions.RESOLVE_IMAGE.enforce(facts)
+        return messages.image(caller, _there(facts.image))
+
+    # --- making
+
+    async def CreateImage(self, request: pb.CreateImageRequest, context: Any) -> Operation:
+        async with self.mutation(request, context) as mutation:
+            connection, caller = mutation.connection, mutation.caller
+            facts = Facts(
+                action="CreateImage",
+                caller=caller,
+                account=await accounts.get(connection, caller.account_id),
+                region_id=request.region_id,
+                region=await regions.get(connection, request.region_id),
+                place=await accounts.place(connection, caller.account_id, request.region_id, request.name),
+                instance_id=request.instance_id,
+                instance=await instances.locked(connection, request.instance_id),
+            )
+            actions.CREATE_IMAGE.enforce(facts)
+            return await mutation.answer(await making.create(mutation, request, facts))
+
+    async def ImportImage(self, request: pb.ImportImageRequest, context: Any) -> Operation:
+        async with self.mutation(request, context) as mutation:
+            connection, caller = mutation.connection, mutation.caller
+            facts = Facts(
+                action="ImportImage",
+                caller=caller,
+                account=await accounts.get(connection, caller.account_id),
+                region_id=request.region_id,
+                region=await regions.get(connection, request.region_id),
+                place=await accounts.place(connection, caller.account_id, request.region_id, request.name),
+                upload=Upload(
+                    request.uri,
+                    messages.FORMAT.name(request.format),
+                    request.size_bytes,
+                    request.min_disk_bytes,
+                    self.service.settings.import_host_list,
+                ),
+            )
+            actions.IMPORT_IMAGE.enforce(facts)
+            return await mutation.answer(await making.import_(mutation, request, facts))
+
+    async def CopyImage(self, request: pb.CopyImageRequest, context: Any) -> Operation:
+        async with self.mutation(request, context) as mutation:
+            connection, caller = mutation.connection, mutation.caller
+            seen = await images.get(connection, request.image_id, caller.account_id)
+            wanted = {each.region_id: each.name or (seen.name if seen else "") for each in request.destinations}
+            places = {
+                region_id: await accounts.place(connection, caller.account_id, region_id, wanted[region_id])
+                for region_id in sorted(wanted)
+            }
+            account = await accounts.get(connection, caller.account_id)
+            image = await images.locked(connection, request.image_id, caller.account_id, shared=True)
+            destinations = [
+                Facts(
+                    action="CopyImage",
+                    caller=caller,
+                    account=account,
+                    image_id=request.image_id,
+                    image=image,
+                    region_id=region_id,
+                    region=await regions.get(connection, region_id),
+                    place=places[region_id],
+                )
+                for region_id in wanted
+            ]
+            return await mutation.answer(await making.copy(mutation, request, destinations))
+
+    async def PublishImage(self, request: pb.PublishImageRequest, context: Any) -> pb.Image:
+        async with self.mutation(request, context) as mutation:
+            connection, caller = mutation.connection, mutation.caller
+            facts = Facts(
+                action="PublishImage",
+                caller=caller,
+                region_id=request.region_id,
+                region=await regions.get(connection, request.region_id),
+                place=await explaining.public_place(connection, request.region_id, request.name),
+            )
+            actions.PUBLISH_IMAGE.enforce(facts)
+            image_id = mutation.new_id("img")
+            await images.add(connection, making.public(image_id, request))
+            return await mutation.answer(await _read_back(mutation, image_id))
+
+    # --- changing
+
+    async def UpdateImage(self, request: pb.UpdateImageRequest, context: Any) -> pb.Image:
+        async with self.mutation(request, context) as mutation:
+            connection, caller = mutation.connection, mutation.caller
+            wanted = request.image
+            image = await images.locked(connection, wanted.image_id, caller.account_id)
+            named = masked(request.update_mask.paths, _UPDATABLE)
+            name = wanted.name if "name" in named else ""
+            facts = Facts(
+                action="UpdateImage",
+                caller=caller,
+                image_id=wanted.image_id,
+                image=image,
+                etag=wanted.etag,
+                place=await explaining.place_of_name(connection, image, name) if image else None,
+            )
+            actions.UPDATE_IMAGE.enforce(facts, partial=True)
+            changed = {field: getattr(wanted, field) for field in named}
+            changed |= {"labels": dict(wanted.labels)} if "labels" in named else {}
+            await images.update(connection, _there(image)._replace(**changed))
+            return await mutation.answer(await _read_back(mutation, wanted.image_id))
+
+    async def DeprecateImage(self, request: pb.DeprecateImageRequest, context: Any) -> pb.Image:
+        async with self.mutation(request, context) as mutation:
+            connection, caller = mutation.connection, mutation.caller
+            wanted = request.deprecation
+            facts = Facts(
+                action="DeprecateImage",
+                caller=caller,
+                image_id=request.image_id,
+                image=await images.locked(connection, request.image_id, caller.account_id),
+                etag=request.etag,
+                replacement_image_id=wanted.replacement_image_id,
+                replacement=await images.get(connection, wanted.replacement_image_id, caller.account_id),
+            )
+            actions.DEPRECATE_IMAGE.enforce(facts)
+            state = messages.DEPRECATION_STATE.name(wanted.state)
+            await images.deprecate(connection, request.image_id, state, wanted.replacement_image_id, wanted.message)
+            return await mutation.answer(await _read_back(mutation, request.image_id))
+
+    async def DeleteImage(self, request: pb.DeleteImageRequest, context: Any) -> pb.Image:
+        async with self.mutation(request, context) as mutation:
+            connection, caller = mutation.connection, mutation.caller
+            seen = await images.get(connection, request.image_id, caller.account_id)
+            await _lock_place_of(connection, seen)
+            facts = Facts(
+                action="DeleteImage",
+                caller=caller,
+                image_id=request.image_id,
+                image=await images.locked(connection, request.image_id, caller.account_id),
+                etag=request.etag,
+                force=request.force,
+                copies=await images.copies(connection, request.image_id),
+                shared_with=await shares.account_ids(connection, request.image_id),
+            )
+            actions.DELETE_IMAGE.enforce(facts)
+            deleted = await _delete(connection, _there(facts.image), facts.shared_with)
+            return await mutation.answer(messages.image(caller, deleted))
+
+    # --- sharing
+
+    async def ShareImage(self, request: pb.ShareImageRequest, context: Any) -> pb.ShareImageResponse:
+        async with self.mutation(request, context) as mutation:
+            facts = await _share_facts(mutation, "ShareImage", request)
+            actions.SHARE_IMAGE.enforce(facts)
+            await _add_shares(mutation.connection, facts)
+            answer = pb.ShareImageResponse(
+                shares=await _shares(mutation.connection, request.image_id, request.account_ids),
+                image=await _read_back(mutation, request.image_id),
+            )
+            return await mutation.answer(answer)
+
+    async def UnshareImage(self, request: pb.UnshareImageRequest, context: Any) -> pb.UnshareImageResponse:
+        async with self.mutation(request, context) as mutation:
+            connection, caller = mutation.connection, mutation.caller
+            image = await images.locked(connection, request.image_id, caller.account_id)
+            facts = Facts(
+                action="UnshareImage", caller=caller, image_id=request.image_id, image=image, etag=request.etag
+            )
+            actions.UNSHARE_IMAGE.enforce(facts)
+            answer = pb.UnshareImageResponse(
+                account_ids=await shares.remove(connection, request.image_id, request.account_ids),
+                image=await _read_back(mutation, request.image_id),
+            )
+            return await mutation.answer(answer)
+
+    async def SetImageShares(self, request: pb.SetImageSharesRequest, context: Any) -> pb.SetImageSharesResponse:
+        async with self.mutation(request, context) as mutation:
+            facts = await _share_facts(mutation, "SetImageShares", request)
+            actions.SET_IMAGE_SHARES.enforce(facts)
+            others = {*await shares.account_ids(mutation.connection, request.image_id)} - {*request.account_ids}
+            await shares.remove(mutation.connection, request.image_id, sorted(others))
+            await _add_shares(mutation.connection, facts)
+            answer = pb.SetImageSharesResponse(
+                shares=await _shares(mutation.connection, request.image_id, request.account_ids),
+                image=await _read_back(mutation, request.image_id),
+            )
+            return await mutation.answer(answer)
+
+    async def ListImageShares(self, request: pb.ListImageSharesRequest, context: Any) -> pb.ListImageSharesResponse:
+        page = self.page(self.caller(context), request, tie_breaker="account_id")
+        async with self.reading(context) as (caller, connection):
+            image = await images.get(connection, request.image_id, caller.account_id)
+            facts = Facts(action="ListImageShares", caller=caller, image_id=request.image_id, image=image)
+            actions.LIST_IMAGE_SHARES.enforce(facts)
+            after = page.place[0] if page.place else ""
+            found = await shares.list_(connection, request.image_id, after=after, limit=page.size + 1)
+        return pb.ListImageSharesResponse(
+            shares=[_share(request.image_id, share) for share in found[: page.size]],
+            next_page_token=page.token(self.service, caller, request, found),
+        )
+
+    async def LeaveImageShare(self, request: pb.LeaveImageShareRequest, context: Any) -> pb.LeaveImageShareResponse:
+        async with self.mutation(request, context) as mutation:
+            connection, caller = mutation.connection, mutation.caller
+            image = await images.locked(connection, request.image_id, caller.account_id)
+            facts = Facts(action="LeaveImageShare", caller=caller, image_id=request.image_id, image=image)
+            actions.LEAVE_IMAGE_SHARE.enforce(facts)
+            await shares.remove(connection, request.image_id, [caller.account_id])
+            return await mutation.answer(pb.LeaveImageShareResponse())
+
+    # --- understanding
+
+    async def CheckImageActions(
+        self, request: pb.CheckImageActionsRequest, context: Any
+    ) -> pb.CheckImageActionsResponse:
+        async with self.reading(context) as (caller, connection):
+            image = await images.get(connection, request.image_id, caller.account_id)
+            facts = Facts(action="GetImage", caller=caller, image_id=request.image_id, image=image)
+            actions.GET_IMAGE.enforce(facts)
+            decisions = [
+                await explaining.image_action(connection, request, facts, name)
+                for name in request.actions or actions.IMAGE_ACTIONS
+            ]
+        return pb.CheckImageActionsResponse(decisions=decisions, image_etag=etag(_there(image).version))
+
+
+_UPDATABLE = ("name", "description", "family", "labels", "min_disk_bytes", "min_memory_bytes")
+
+
+def _there(image: Image | None) -> Image:
+    assert image is not None, "the rules refuse an image that is not there"
+    return image
+
+
+def _shown(caller: Caller, image_id: str, image: Image | None) -> pb.Image:
+    facts = Facts(action="GetImage", caller=caller, image_id=image_id, image=image)
+    actions.GET_IMAGE.enforce(facts)
+    return messages.image(caller, _there(image))
+
+
+def _result(caller: Caller, image_id: str, image: Image | None) -> pb.BatchGetImagesResponse.Result:
+    try:
+        return pb.BatchGetImagesResponse.Result(image_id=image_id, image=_shown(caller, image_id, image))
+    except Refusal as refusal:
+        return pb.BatchGetImagesResponse.Result(image_id=image_id, error=status.status(refusal))
+
+
+async def _read_back(mutation: Mutation, image_id: str) -> pb.Image:
+    """The image after the change, as the caller sees it."""
+    image = await images.get(mutation.connection, image_id, mutation.caller.account_id)
+    message = messages.image(mutation.caller, _there(image))
+    if mutation.rehearsal and image_id in mutation.new_ids:
+        message.image_id = ""
+    return message
+
+
+async def _lock_place_of(connection: Connection, image: Image | None) -> None:
+    """Locks the quota that the image counts in, which comes before the image itself."""
+    if image is not None and image.owner_account_id is not None:
+        await accounts.lock_place(connection, image.owner_account_id, image.region_id)
+
+
+async def _delete(connection: Connection, image: Image, account_ids: Sequence[str]) -> Image:
+    """The image as it is once deleted, with its shares gone and its place free."""
+    await shares.remove(connection, image.image_id, account_ids)
+    delete_time = await images.delete(connection, image.image_id)
+    if image.owner_account_id is not None and image.state == ImageState.AVAILABLE:
+        await accounts.free_place(connection, image.owner_account_id, image.region_id)
+    return image._replace(
+        state=ImageState.DELETED,
+        share_count=0,
+        version=image.version + 1,
+        update_time=delete_time,
+        delete_time=delete_time,
+    )
+
+
+async def _share_facts(
+    mutation: Mutation, action: str, request: pb.ShareImageRequest | pb.SetImageSharesRequest
+) -> Facts:
+    """What the rules want to know before an image is shared; the image is locked."""
+    connection, caller = mutation.connection, mutation.caller
+    image = await images.locked(connection, request.image_id, caller.account_id)
+    region_id = image.region_id if image else ""
+    return Facts(
+        action=action,
+        caller=caller,
+        account=await accounts.get(connection, caller.account_id),
+        image_id=request.image_id,
+        image=image,
+        etag=request.etag,
+        recipients=await shares.recipients(connection, request.image_id, region_id, request.account_ids),
+    )
+
+
+async def _add_shares(connection: Connection, facts: Facts) -> None:
+    added = [recipient.account_id for recipient in facts.recipients or () if not recipient.shared]
+    if not await shares.add(connection, facts.image_id, sorted(added)):
+        raise Conflict("shares")
+
+
+async def _shares(connection: Connection, image_id: str, account_ids: Sequence[str]) -> list[pb.ImageShare]:
+    return [_share(image_id, share) for share in await shares.some(connection, image_id, account_ids)]
+
+
+def _share(image_id: str, share: shares.Share) -> pb.ImageShare:
+    return pb.ImageShare(
+        image_id=image_id, account_id=share.account_id, create_time=messages.timestamp(share.create_time)
+    )

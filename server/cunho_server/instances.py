@@ -1,0 +1,250 @@
+"""InstanceService. Each method: who calls, the facts, the rules, the write, the answer."""
+
+from typing import Any
+
+from google.longrunning.operations_pb2 import Operation
+
+from cunho import v1 as pb
+from cunho.v1 import instance_service_pb2_grpc
+from cunho_rules import actions, orders, warnings
+from cunho_rules.checks import Action
+from cunho_rules.filters import INSTANCE_FIELDS
+from cunho_rules.images import kind, trust
+from cunho_rules.model import Facts, Instance, InstanceState, etag
+from cunho_server import explaining, messages
+from cunho_server.servicer import Mutation, Servicer, all_of, one_region
+from cunho_server.shape import masked
+from cunho_server.work import step
+from cunho_storage import accounts, images, instances, regions
+from cunho_storage.database import Conflict
+
+
+class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceServicer):
+    """Instances: launching them from images, and their life."""
+
+    async def CreateInstance(self, request: pb.CreateInstanceRequest, context: Any) -> Operation:
+        async with self.mutation(request, context) as mutation:
+            connection, caller = mutation.connection, mutation.caller
+            # The lock comes first: what is read after it stays so until the instances are there (INS-3).
+            image = await images.locked(connection, request.image_id, caller.account_id, shared=True)
+            facts = Facts(
+                action="CreateInstance",
+                caller=caller,
+                account=await accounts.get(connection, caller.account_id),
+                image_id=request.image_id,
+                image=image,
+                etag=request.expected_image_etag,
+                region_id=request.region_id,
+                region=await regions.get(connection, request.region_id),
+                zone_id=request.zone_id,
+                instance_type_id=request.instance_type,
+                instance_type=await regions.get_type(connection, request.instance_type),
+            )
+            actions.CREATE_INSTANCE.enforce(facts)
+            return await mutation.answer(await _launch(mutation, request, facts))
+
+    async def GetInstance(self, request: pb.GetInstanceRequest, context: Any) -> pb.Instance:
+        async with self.reading(context) as (caller, connection):
+            instance = await instances.get(connection, request.instance_id)
+        facts = Facts(action="GetInstance", caller=caller, instance_id=request.instance_id, instance=instance)
+        actions.GET_INSTANCE.enforce(facts)
+        return messages.instance(_there(instance))
+
+    async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:
+        caller, region_id = self.caller(context), one_region(request.region_id)
+        page = self.page(caller, request, INSTANCE_FIELDS, orders.INSTANCE_ORDER_FIELDS, "instance_id")
+        async with self.reading(context) as (caller, connection):
+            found = await instances.page(
+                connection,
+                account_id=all_of(caller),
+                region_id=region_id,
+                expression=page.expression,
+                keys=page.keys,
+                place=page.place,
+                limit=page.size + 1,
+            )
+            # A page with instances on it proves the region.
+            doubtful = None if found else region_id
+            region = await regions.get(connection, doubtful) if doubtful else None
+        facts = Facts(action="ListInstances", caller=caller, region_id=doubtful, region=region)
+        actions.LIST_INSTANCES.enforce(facts, partial=True)
+        return pb.ListInstancesResponse(
+            instances=map(messages.instance, found[: page.size]),
+            next_page_token=page.token(self.service, caller, request, found),
+        )
+
+    async def UpdateInstance(self, request: pb.UpdateInstanceRequest, context: Any) -> pb.Instance:
+        async with self.mutation(request, context) as mutation:
+            wanted = request.instance
+            instance = await instances.locked(mutation.connection, wanted.instance_id)
+            facts = Facts(
+                action="UpdateInstance",
+                caller=mutation.caller,
+                instance_id=wanted.instance_id,
+                instance=instance,
+                etag=wanted.etag,
+            )
+            actions.UPDATE_INSTANCE.enforce(facts)
+            named = masked(request.update_mask.paths, ("name", "description", "labels"))
+            changed = {field: getattr(wanted, field) for field in named}
+            changed |= {"labels": dict(wanted.labels)} if "labels" in named else {}
+            await instances.update(mutation.connection, _there(instance)._replace(**changed))
+            updated = await instances.get(mutation.connection, wanted.instance_id)
+            return await mutation.answer(messages.instance(_there(updated)))
+
+    async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> Operation:
+        return await self._act(request, context, actions.START_INSTANCE, InstanceState.STARTING, InstanceState.RUNNING)
+
+    async def StopInstance(self, request: pb.StopInstanceRequest, context: Any) -> Operation:
+        return await self._act(request, context, actions.STOP_INSTANCE, InstanceState.STOPPING, InstanceState.STOPPED)
+
+    async def RebootInstance(self, request: pb.RebootInstanceRequest, context: Any) -> Operation:
+        return await self._act(
+            request, context, actions.REBOOT_INSTANCE, InstanceState.REBOOTING, InstanceState.RUNNING
+        )
+
+    async def DeleteInstance(self, request: pb.DeleteInstanceRequest, context: Any) -> Operation:
+        return await self._act(request, context, actions.DELETE_INSTANCE, InstanceState.DELETING, InstanceState.DELETED)
+
+    async def ReinstallInstance(self, request: pb.ReinstallInstanceRequest, context: Any) -> Operation:
+        async with self.mutation(request, context) as mutation:
+            connection, caller = mutation.connection, mutation.caller
+            seen = await instances.get(connection, request.instance_id)
+            image_id = request.image_id or (seen.image_id if seen else "")
+            image = await images.locked(connection, image_id, caller.account_id, shared=True)
+            instance = await instances.locked(connection, request.instance_id)
+            facts = Facts(
+                action="ReinstallInstance",
+                caller=caller,
+                instance_id=request.instance_id,
+                instance=instance,
+                etag=request.etag,
+                image_id=image_id,
+                image=image,
+                region_id=instance.region_id if instance else "",
+                instance_type=await regions.get_type(connection, instance.instance_type) if instance else None,
+            )
+            actions.REINSTALL_INSTANCE.enforce(facts, partial=True)
+            return await mutation.answer(await _reinstall(mutation, facts))
+
+    async def ListInstanceTypes(
+        self, request: pb.ListInstanceTypesRequest, context: Any
+    ) -> pb.ListInstanceTypesResponse:
+        page = self.page(self.caller(context), request, tie_breaker="instance_type")
+        async with self.reading(context) as (caller, connection):
+            after = page.place[0] if page.place else ""
+            found = await regions.list_types(connection, after=after, limit=page.size + 1)
+        return pb.ListInstanceTypesResponse(
+            instance_types=map(messages.instance_type, found[: page.size]),
+            next_page_token=page.token(self.service, caller, request, found),
+        )
+
+    async def CheckInstanceActions(
+        self, request: pb.CheckInstanceActionsRequest, context: Any
+    ) -> pb.CheckInstanceActionsResponse:
+        async with self.reading(context) as (caller, connection):
+            instance = await instances.get(connection, request.instance_id)
+            facts = Facts(action="GetInstance", caller=caller, instance_id=request.instance_id, instance=instance)
+            actions.GET_INSTANCE.enforce(facts)
+            decisions = [
+                await explaining.instance_action(connection, request, facts, name)
+                for name in request.actions or actions.INSTANCE_ACTIONS
+            ]
+        return pb.CheckInstanceActionsResponse(decisions=decisions, instance_etag=etag(_there(instance).version))
+
+    async def _act(
+        self, request: Any, context: Any, action: Action, through: InstanceState, to_state: InstanceState
+    ) -> Operation:
+        """The operation that moves an instance through one state to another."""
+        async with self.mutation(request, context) as mutation:
+            instance = await instances.locked(mutation.connection, request.instance_id)
+            facts = Facts(
+                action=action.name,
+                caller=mutation.caller,
+                instance_id=request.instance_id,
+                instance=instance,
+                etag=request.etag,
+            )
+            action.enforce(facts)
+            word = {"DeleteInstance": "destroy"}.get(action.name, action.name.removesuffix("Instance").lower())
+            return await mutation.answer(await _move(mutation, facts, word, through, {"to_state": to_state}))
+
+
+def _there(instance: Instance | None) -> Instance:
+    assert instance is not None, "the rules refuse an instance that is not there"
+    return instance
+
+
+async def _launch(mutation: Mutation, request: pb.CreateInstanceRequest, facts: Facts) -> Operation:
+    """The operation that launches instances, which are there at once, PROVISIONING. Source: INS-3, INS-4, SHR-7."""
+    image, count = facts.image, request.count or 1
+    assert image is not None
+    image_kind = kind(facts.caller, image)
+    assert image_kind is not None
+    instance_ids = [mutation.new_id("ins") for _ in range(count)]
+    operation_id = mutation.new_id("op")
+    operation = await mutation.begin(
+        operation_id,
+        method="CreateInstance",
+        region_id=request.region_id,
+        target_ids=instance_ids,
+        steps=[step("launch", request.region_id, instance_id) for instance_id in instance_ids],
+        warnings=warnings.of_launch(image, image_kind),
+    )
+    numbered = request.name and count > 1
+    added = await instances.add(
+        mutation.connection,
+        instance_ids=instance_ids,
+        names=[f"{request.name}-{number}" if numbered else request.name for number in range(1, count + 1)],
+        description=request.description,
+        zone_id=request.zone_id,
+        account_id=facts.caller.account_id,
+        instance_type=request.instance_type,
+        labels=dict(request.labels),
+        operation_id=operation_id,
+        image_id=image.image_id,
+        kind=image_kind,
+        trust=trust(image_kind),
+    )
+    if added != count:
+        raise Conflict("image")
+    return operation
+
+
+async def _reinstall(mutation: Mutation, facts: Facts) -> Operation:
+    """The operation that replaces the instance's disk by the image's contents."""
+    assert facts.image is not None
+    image_kind = kind(facts.caller, facts.image)
+    assert image_kind is not None
+    input = {
+        "to_state": InstanceState.RUNNING,
+        "image_id": facts.image_id,
+        "kind": image_kind,
+        "trust": trust(image_kind),
+    }
+    notices = warnings.of_launch(facts.image, image_kind)
+    return await _move(mutation, facts, "install", InstanceState.REINSTALLING, input, notices)
+
+
+async def _move(
+    mutation: Mutation,
+    facts: Facts,
+    word: str,
+    through: InstanceState,
+    input: dict[str, Any],
+    notices: list[warnings.Warning] | None = None,
+) -> Operation:
+    """The operation that does `word` to the instance, which goes through a state at once."""
+    instance, operation_id = _there(facts.instance), mutation.new_id("op")
+    operation = await mutation.begin(
+        operation_id,
+        method=facts.action,
+        region_id=instance.region_id,
+        target_ids=[instance.instance_id],
+        steps=[step(word, instance.region_id, instance.instance_id)],
+        input=input | {"from_state": instance.state},
+        warnings=notices or (),
+    )
+    if not await instances.begin(mutation.connection, instance, through, operation_id):
+        raise Conflict("instance")
+    return operation

@@ -1,0 +1,85 @@
+"""google.longrunning.Operations. An operation belongs to one account; to others it does not exist."""
+
+from typing import Any
+
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.protobuf.empty_pb2 import Empty
+
+from cunho_rules.filters import OPERATION_FIELDS
+from cunho_rules.model import Caller, Operation, Role
+from cunho_rules.refusals import Reason, Refusal
+from cunho_server import messages
+from cunho_server.servicer import Servicer, all_of
+from cunho_storage import operations
+from cunho_storage.database import Connection
+
+#: How long WaitOperation waits at most, and how much of the call's deadline it leaves for the answer.
+_WAIT_SECONDS_MAX, _ANSWER_SECONDS = 3600, 0.2
+
+
+class Operations(Servicer, operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
+    """Work that takes time: looking at it, waiting for it, cancelling it."""
+
+    async def GetOperation(self, request: operations_pb2.GetOperationRequest, context: Any) -> operations_pb2.Operation:
+        async with self.reading(context) as (caller, connection):
+            return messages.operation(await _get(connection, caller, request.name))
+
+    async def ListOperations(
+        self, request: operations_pb2.ListOperationsRequest, context: Any
+    ) -> operations_pb2.ListOperationsResponse:
+        page = self.page(
+            self.caller(context), request, OPERATION_FIELDS, ("create_time", "operation_id"), "operation_id"
+        )
+        async with self.reading(context) as (caller, connection):
+            found = await operations.page(
+                connection,
+                account_id=all_of(caller),
+                expression=page.expression,
+                keys=page.keys,
+                place=page.place,
+                limit=page.size + 1,
+            )
+        return operations_pb2.ListOperationsResponse(
+            operations=map(messages.operation, found[: page.size]),
+            next_page_token=page.token(self.service, caller, request, found),
+        )
+
+    async def WaitOperation(
+        self, request: operations_pb2.WaitOperationRequest, context: Any
+    ) -> operations_pb2.Operation:
+        async with self.reading(context) as (caller, connection):
+            operation = await _get(connection, caller, request.name)
+        if operation.end_time is None:
+            ended = await self.service.work.wait(operation.operation_id, _wait_seconds(request, context))
+            operation = ended or operation
+        return messages.operation(operation)
+
+    async def CancelOperation(self, request: operations_pb2.CancelOperationRequest, context: Any) -> Empty:
+        async with self.mutation(request, context) as mutation:
+            operation = await _get(mutation.connection, mutation.caller, request.name)
+            await operations.cancel(mutation.connection, operation.operation_id)
+        self.service.work.wake()
+        return Empty()
+
+    async def DeleteOperation(self, request: operations_pb2.DeleteOperationRequest, context: Any) -> Empty:
+        async with self.mutation(request, context) as mutation:
+            operation = await _get(mutation.connection, mutation.caller, request.name)
+            if not await operations.delete(mutation.connection, operation.operation_id):
+                raise Refusal(Reason.OPERATION_RUNNING, operation=request.name)
+            return Empty()
+
+
+async def _get(connection: Connection, caller: Caller, name: str) -> Operation:
+    operation = await operations.get(connection, name.removeprefix("operations/"))
+    if operation is None or (caller.role is not Role.OPERATOR and operation.account_id != caller.account_id):
+        raise Refusal(Reason.OPERATION_NOT_FOUND, operation=name)
+    return operation
+
+
+def _wait_seconds(request: operations_pb2.WaitOperationRequest, context: Any) -> float:
+    """As long as asked for, but so that the answer still comes within the call's deadline."""
+    remaining = context.time_remaining()
+    wait = _WAIT_SECONDS_MAX if remaining is None else max(0, remaining - _ANSWER_SECONDS)
+    if request.HasField("timeout"):
+        wait = min(wait, max(0, request.timeout.seconds + request.timeout.nanos / 1e9))
+    return float(min(wait, _WAIT_SECONDS_MAX))

@@ -1,0 +1,23 @@
+"""RegionService."""
+
+from typing import Any
+
+from cunho import v1 as pb
+from cunho.v1 import region_service_pb2_grpc
+from cunho_server import messages
+from cunho_server.servicer import Servicer
+from cunho_storage import regions
+
+
+class RegionService(Servicer, region_service_pb2_grpc.RegionServiceServicer):
+    """The regions of the cloud."""
+
+    async def ListRegions(self, request: pb.ListRegionsRequest, context: Any) -> pb.ListRegionsResponse:
+        page = self.page(self.caller(context), request, tie_breaker="region_id")
+        async with self.reading(context) as (caller, connection):
+            after = page.place[0] if page.place else ""
+            found = await regions.list_(connection, after=after, limit=page.size + 1)
+        return pb.ListRegionsResponse(
+            regions=map(messages.region, found[: page.size]),
+            next_page_token=page.token(self.service, caller, request, found),
+        )

@@ -1,0 +1,247 @@
+"""What the servicers share: who calls, the transaction of a mutation with its request id, and pages. No rule here."""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+from google.longrunning import operations_pb2
+from google.protobuf.message import Message
+
+from cunho_rules import filters, orders
+from cunho_rules.limits import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from cunho_rules.model import Caller, Role
+from cunho_rules.pricing import Quote
+from cunho_rules.refusals import Reason, Refusal, Violation, malformed
+from cunho_rules.shapes import request_id as request_id_problem
+from cunho_rules.warnings import Warning
+from cunho_server import ids, messages
+from cunho_server.answering import Replayed
+from cunho_server.identity import Identity
+from cunho_server.page_tokens import PageTokens
+from cunho_server.settings import Settings
+from cunho_server.work import Work
+from cunho_storage import operations, requests
+from cunho_storage.database import Connection, Database
+
+Answer = TypeVar("Answer", bound=Message)
+
+#: Metadata key that names a request id where the request itself does not.
+IDEMPOTENCY_KEY = "idempotency-key"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What every servicer works with."""
+
+    database: Database
+    identity: Identity
+    page_tokens: PageTokens
+    work: Work
+    settings: Settings
+
+
+@dataclass(slots=True)
+class Mutation:
+    """One mutation under way: its caller, its transaction, and what becomes of its answer."""
+
+    caller: Caller
+    connection: Connection
+    #: The request id's key; None if there is none, or if nothing is to be written.
+    key: requests.Key | None
+    #: True with validate_only: the transaction is rolled back.
+    rehearsal: bool
+    request_id: str
+    new_ids: set[str] = field(default_factory=set)
+
+    def new_id(self, prefix: str) -> str:
+        """A new id; an answer of a rehearsal does not show it, since it will name nothing."""
+        new = ids.new(prefix)
+        self.new_ids.add(new)
+        return new
+
+    async def begin(
+        self,
+        operation_id: str,
+        *,
+        method: str,
+        region_id: str,
+        target_ids: Sequence[str],
+        steps: Sequence[Mapping[str, Any]],
+        input: Mapping[str, Any] | None = None,
+        warnings: Sequence[Warning] = (),
+        quotes: Sequence[Quote] = (),
+    ) -> operations_pb2.Operation:
+        """The new operation, which a worker takes up once the transaction is committed.
+
+        Args:
+            target_ids: the images or instances that it makes or changes.
+            steps: as `work.step` makes them.
+            input: what the work needs to know beyond its targets.
+        """
+        values = {
+            "operation_id": operation_id,
+            "account_id": self.caller.account_id,
+            "created_by": self.caller.actor,
+            "method": method,
+            "request_id": self.request_id,
+            "region_id": region_id,
+            "target_ids": target_ids,
+            "input": input or {},
+            "steps": steps,
+            "warnings": [warning._asdict() for warning in warnings],
+            "quotes": [quote._asdict() for quote in quotes],
+        }
+        operation = await operations.add(self.connection, values)
+        if self.rehearsal:
+            shown = [{**each, "target_id": ""} if each["target_id"] in self.new_ids else each for each in steps]
+            kept = [target_id for target_id in target_ids if target_id not in self.new_ids]
+            return messages.operation(operation._replace(operation_id="", target_ids=kept, steps=shown))
+        return messages.operation(operation)
+
+    async def answer(self, message: Answer) -> Answer:
+        """The message, kept for whoever repeats the request."""
+        if self.key is not None:
+            await requests.answer(self.connection, self.key, message.SerializeToString())
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a list request asks for, in the words of storage."""
+
+    expression: filters.Expression | None
+    keys: Sequence[orders.Key]
+    place: list[Any] | None
+    size: int
+
+    def token(self, service: Service, caller: Caller, request: Any, rows: Sequence[Any]) -> str:
+        """The token of the next page, given this one and a row more; "" if there is no row more."""
+        if len(rows) <= self.size:
+            return ""
+        last = rows[self.size - 1]
+        return service.page_tokens.make(caller, request, [getattr(last, key.field) for key in self.keys])
+
+
+class Servicer:
+    """The base of every servicer."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def caller(self, context: Any) -> Caller:
+        """Who calls."""
+        return self.service.identity.caller(context.invocation_metadata())
+
+    @asynccontextmanager
+    async def mutation(self, request: Any, context: Any) -> AsyncIterator[Mutation]:
+        """The transaction of a mutation.
+
+        Committed on return, rolled back on any exception and with validate_only. A request id is claimed first: if the
+        request was answered before, that answer is sent instead. Source: ALL-2, ALL-3.
+
+        Refuses: REQUEST_ID_REUSED.
+        """
+        caller = self.caller(context)
+        rehearsal: bool = getattr(request, "validate_only", False)
+        request_id = request.request_id if hasattr(request, "request_id") else ""
+        request_id = request_id or _idempotency_key(context)
+        scope = f"operator:{caller.actor}" if caller.role is Role.OPERATOR else caller.account_id
+        key = requests.Key(scope, request.DESCRIPTOR.name.removesuffix("Request"), request_id.lower())
+        async with self.service.database.transaction(rehearsal=rehearsal) as connection:
+            if not request_id or rehearsal:
+                mutation = Mutation(caller, connection, None, rehearsal, request_id)
+            else:
+                await _claim(connection, key, request)
+                mutation = Mutation(caller, connection, key, rehearsal, request_id)
+            yield mutation
+        if mutation.new_ids and not rehearsal:
+            self.service.work.wake()
+
+    @asynccontextmanager
+    async def reading(self, context: Any) -> AsyncIterator[tuple[Caller, Connection]]:
+        """Who calls, and a connection to read by."""
+        async with self.service.database.connection() as connection:
+            yield self.caller(context), connection
+
+    def page(
+        self,
+        caller: Caller,
+        request: Any,
+        fields: Mapping[str, filters.Field] | None = None,
+        order_fields: Sequence[str] = (),
+        tie_breaker: str = "",
+    ) -> Page:
+        """What the list request asks for. Refuses: INVALID_FILTER, INVALID_ORDER_BY, INVALID_PAGE_TOKEN.
+
+        Args:
+            fields: what may be filtered on; None if the request has no filter.
+            order_fields: what may be ordered by; empty if the only order is the tie breaker's.
+        """
+        expression = (
+            _parsed(Reason.INVALID_FILTER, "filter", lambda: filters.parse(request.filter, fields or {}))
+            if fields
+            else None
+        )
+        keys: Sequence[orders.Key] = [orders.Key(tie_breaker, False)]
+        if order_fields:
+            order_by = getattr(request, "order_by", "")
+            keys = _parsed(
+                Reason.INVALID_ORDER_BY, "order_by", lambda: orders.parse(order_by, order_fields, tie_breaker)
+            )
+        place = self.service.page_tokens.place(caller, request)
+        if place is not None:
+            place = [
+                datetime.fromisoformat(value) if key.field.endswith("_time") else value
+                for key, value in zip(keys, place, strict=True)
+            ]
+        return Page(expression, keys, place, min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX))
+
+
+def one_region(region_id: str) -> str | None:
+    """The region to list; None for "-", all of them."""
+    return None if region_id == "-" else region_id
+
+
+def all_of(caller: Caller) -> str | None:
+    """The account whose things a list shows; None for the operator, who sees all."""
+    return None if caller.role is Role.OPERATOR else caller.account_id
+
+
+async def _claim(connection: Connection, key: requests.Key, request: Any) -> None:
+    bare = type(request)()
+    bare.CopyFrom(request)
+    bare.ClearField("request_id")
+    fingerprint = hashlib.sha256(bare.SerializeToString(deterministic=True)).digest()
+    answered = await requests.claim(connection, key, fingerprint)
+    if answered is None:
+        return
+    if answered.fingerprint != fingerprint:
+        raise Refusal(Reason.REQUEST_ID_REUSED, request_id=key.request_id, method=key.method)
+    raise Replayed(answered.answer)
+
+
+def _idempotency_key(context: Any) -> str:
+    key = next((value for name, value in context.invocation_metadata() or () if name == IDEMPOTENCY_KEY), "")
+    if problem := request_id_problem(key):
+        raise malformed([Violation(IDEMPOTENCY_KEY, problem)])
+    return str(key)
+
+
+Parsed = TypeVar("Parsed")
+
+
+def _parsed(reason: Reason, name: str, parse: Callable[[], Parsed]) -> Parsed:
+    try:
+        return parse()
+    except (filters.FilterProblem, orders.OrderProblem) as problem:
+        text = f"at {problem.position}: {problem.problem}"
+        raise Refusal(
+            reason,
+            field=problem.field,
+            position=problem.position,
+            problem=text,
+            violations=(Violation(name, text),),
+        ) from None

@@ -1,0 +1,142 @@
+"""The shape of requests, checked against the table of the rules. Looks at nothing but the message.
+
+The table names fields, the descriptors say what is in them; both are put together once for each message type.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from typing import Any, TypeAlias
+
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from cunho_rules.refusals import Violation
+from cunho_rules.shapes import PARTS, REQUESTS, Each, Enum, Mask, Shape
+from cunho_rules.shapes import Message as Part
+
+#: Finds what is wrong with a value, given its path.
+_Finder: TypeAlias = Callable[[Any, str], Iterable[Violation]]
+
+#: The fields of a resource that count whether a mask names them or not.
+_ALWAYS = ("image_id", "instance_id", "account_id", "etag")
+
+
+def violations(request: Message) -> list[Violation]:
+    """Every field of the request that is malformed, in the order of the proto. Source: ALL-5."""
+    return [violation for find in _finders(request.DESCRIPTOR) for violation in find(request, "")]
+
+
+def masked(paths: Iterable[str], allowed: Iterable[str]) -> frozenset[str]:
+    """The fields that a mask names; "*" names all that are allowed."""
+    named = frozenset(paths)
+    return frozenset(allowed) if "*" in named else named
+
+
+@cache
+def _finders(descriptor: Descriptor, only: frozenset[str] | None = None, shape: str = "") -> tuple[_Finder, ...]:
+    name = shape or descriptor.full_name.removeprefix(f"{descriptor.file.package}.")
+    shapes = REQUESTS.get(name) or PARTS[name]
+    return tuple(
+        _of_field(descriptor.fields_by_name[field], shape, descriptor)
+        for field, shape in sorted(shapes.items(), key=lambda item: descriptor.fields_by_name[item[0]].number)
+        if only is None or field in only
+    )
+
+
+def _of_field(field: FieldDescriptor, shape: Shape, owner: Descriptor) -> _Finder:
+    name = field.name
+    if isinstance(shape, Mask):
+        return _of_masked(name, shape, owner)
+    if isinstance(shape, Part):
+        if any(isinstance(other, Mask) and other.resource == name for other in REQUESTS.get(owner.name, {}).values()):
+            return lambda message, path: () if message.HasField(name) else (Violation(path + name, "must be given"),)
+        return _of_part(name, shape)
+    find = _of_each(field, shape) if isinstance(shape, Each) else _of_value(field, shape)
+    return lambda message, path: find(getattr(message, name), path + name)
+
+
+def _of_value(field: FieldDescriptor, shape: Any) -> _Finder:
+    problem = _enum_problem(field, shape) if isinstance(shape, Enum) else shape
+
+    def find(value: Any, path: str) -> Iterable[Violation]:
+        found = problem(value)
+        return (Violation(path, found),) if found else ()
+
+    return find
+
+
+def _enum_problem(field: FieldDescriptor, shape: Enum) -> Callable[[int], str | None]:
+    assert field.enum_type is not None
+    prefix = _prefix(field.enum_type)
+    values = {
+        value.number: value.name
+        for value in field.enum_type.values
+        if (value.number or not shape.required) and (not shape.only or value.name.removeprefix(prefix) in shape.only)
+    }
+    known = ", ".join(name for number, name in values.items() if number)
+
+    def problem(value: int) -> str | None:
+        if value in values:
+            return None
+        return f"must be one of {known}, is {value}" if value else f"must be given: one of {known}"
+
+    return problem
+
+
+def _prefix(enum: EnumDescriptor) -> str:
+    """What the names of the enum's values begin with."""
+    return enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+
+
+def _of_part(name: str, shape: Part) -> _Finder:
+    def find(message: Any, path: str) -> Iterator[Violation]:
+        if message.HasField(name):
+            part = getattr(message, name)
+            for find_in_part in _finders(part.DESCRIPTOR, shape=shape.shape):
+                yield from find_in_part(part, f"{path}{name}.")
+        elif shape.required:
+            yield Violation(path + name, "must be given")
+
+    return find
+
+
+def _of_each(field: FieldDescriptor, shape: Each) -> _Finder:
+    find_in_item = None if isinstance(shape.item, Part) else _of_value(field, shape.item)
+
+    def find(values: Any, path: str) -> Iterator[Violation]:
+        if len(values) < shape.minimum:
+            yield Violation(path, "must not be empty" if shape.minimum == 1 else f"must have {shape.minimum} items")
+        if len(values) > shape.maximum:
+            yield Violation(path, f"must have at most {shape.maximum} items, has {len(values)}")
+            return
+        first: dict[Any, int] = {}
+        for index, value in enumerate(values):
+            place = f"{path}[{index}]"
+            if find_in_item is None:
+                for find_in_part in _finders(value.DESCRIPTOR):
+                    yield from find_in_part(value, f"{place}.")
+            else:
+                yield from find_in_item(value, place)
+            key = getattr(value, shape.unique) if isinstance(shape.unique, str) else value
+            if shape.unique and first.setdefault(key, index) != index:
+                yield Violation(place, f"must not be the same as {path}[{first[key]}]")
+
+    return find
+
+
+def _of_masked(name: str, shape: Mask, owner: Descriptor) -> _Finder:
+    """What is wrong with a mask, and with those fields of the resource that it names."""
+
+    def find(message: Any, path: str) -> Iterator[Violation]:
+        paths = getattr(message, name).paths
+        if not paths:
+            yield Violation(path + name, f"must name at least one of {', '.join(shape.paths)}")
+        if unknown := [each for each in paths if each != "*" and each not in shape.paths]:
+            named = ", ".join(repr(each[:60]) for each in unknown[:10])
+            yield Violation(path + name, f'must name only {", ".join(shape.paths)}, or be "*"; names {named}')
+        if message.HasField(shape.resource):
+            resource = getattr(message, shape.resource)
+            for find_in_part in _finders(resource.DESCRIPTOR, masked(paths, shape.paths) | {*_ALWAYS}):
+                yield from find_in_part(resource, f"{path}{shape.resource}.")
+
+    return find

@@ -1,0 +1,86 @@
+"""A refusal as google.rpc.Status: the only module that knows both."""
+
+from typing import TypeAlias
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from cunho.v1 import advice_pb2
+from cunho_rules.limits import RETRY_DELAY_SECONDS
+from cunho_rules.refusals import Code, Reason, Refusal, Retry
+
+DOMAIN = "cunho.v1"
+
+#: Which metadata key names the thing that a precondition or a quota is about.
+_SUBJECTS = ("image_id", "instance_id", "account_id", "operation", "quota_id")
+
+Trailers: TypeAlias = tuple[tuple[str, bytes], ...]
+
+
+def status(refusal: Refusal) -> status_pb2.Status:
+    """The refusal with all its details: ErrorInfo and Advice always, the others as they fit."""
+    message = str(refusal)
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=refusal.metadata),
+        advice_pb2.Advice(
+            rule=refusal.rule, remedy=refusal.remedy, retry=advice_pb2.Advice.Retry.Value(f"RETRY_{refusal.retry}")
+        ),
+    ]
+    subject = next((f"{key}:{refusal.metadata[key]}" for key in _SUBJECTS if key in refusal.metadata), "")
+    match refusal.code:
+        case Code.INVALID_ARGUMENT:
+            details.append(_bad_request(refusal))
+        case Code.RESOURCE_EXHAUSTED:
+            violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=message)
+            details.append(error_details_pb2.QuotaFailure(violations=[violation]))
+        case Code.FAILED_PRECONDITION:
+            precondition = error_details_pb2.PreconditionFailure.Violation(
+                type=refusal.reason, subject=subject, description=message
+            )
+            details.append(error_details_pb2.PreconditionFailure(violations=[precondition]))
+    if refusal.retry is Retry.CALL:
+        delay = duration_pb2.Duration(seconds=RETRY_DELAY_SECONDS)
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status_pb2.Status(code=code_pb2.Code.Value(refusal.code), message=message, details=map(_packed, details))
+
+
+def trailers(status: status_pb2.Status) -> Trailers:
+    """The trailing metadata that carries the status to gRPC clients."""
+    return (("grpc-status-details-bin", status.SerializeToString()),)
+
+
+def code(refusal: Refusal) -> grpc.StatusCode:
+    """The refusal's code as gRPC names it."""
+    return grpc.StatusCode[refusal.code]
+
+
+#: The field at fault where the reason, not the shape of the request, names it.
+_FIELDS = {
+    Reason.INVALID_FILTER: "filter",
+    Reason.INVALID_ORDER_BY: "order_by",
+    Reason.INVALID_PAGE_TOKEN: "page_token",
+    Reason.REGION_NOT_FOUND: "region_id",
+    Reason.ZONE_NOT_IN_REGION: "zone_id",
+    Reason.INSTANCE_TYPE_NOT_FOUND: "instance_type",
+    Reason.COPY_TO_SAME_REGION: "destinations",
+    Reason.SHARE_WITH_SELF: "account_ids",
+    Reason.IMPORT_URI_NOT_ALLOWED: "uri",
+}
+
+
+def _bad_request(refusal: Refusal) -> error_details_pb2.BadRequest:
+    pairs = refusal.violations or [(_FIELDS[refusal.reason], str(refusal))]
+    return error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(field=field, description=description, reason=refusal.reason)
+            for field, description in pairs
+        ]
+    )
+
+
+def _packed(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed

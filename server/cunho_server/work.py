@@ -1,0 +1,347 @@
+"""Carries out operations: leased, fenced, resumed after a crash, and undone if cancelled or given up.
+
+Every step is idempotent. An operation's end and its effect are one transaction, which only the holder of the newest
+lease can commit. Locks are taken in the order of storage: account_region, image, instance, operation.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+
+from cunho import v1 as pb
+from cunho_rules.model import Caller, InstanceState, Operation, OperationState, Role
+from cunho_rules.refusals import Reason, Refusal
+from cunho_server import messages, status
+from cunho_storage import accounts, images, instances, operations, requests
+from cunho_storage.database import Conflict, Connection, Database
+
+log = logging.getLogger(__name__)
+
+#: Failures after which an operation is given up.
+_ATTEMPTS_MAX = 5
+
+#: How often a server looks for operations, and for the end of those waited for, that no wake-up told it of.
+_LOOK_SECONDS = 0.5
+
+#: Pause after the first failure of an operation; it doubles with every further one.
+_PAUSE_SECONDS = 0.1
+
+_HOUR_SECONDS = 3600
+
+
+class Driver(Protocol):
+    """What makes machines and images real. Actions are idempotent: after a crash they are asked for again."""
+
+    async def act(self, action: str, region_id: str, target_id: str) -> None:
+        """Does the action to the target: launch, start, stop, reboot, install or destroy an instance; capture, import
+        or copy an image. A Refusal raised ends the operation; anything else raised is tried again."""
+
+
+class _Lost(Exception):
+    """Another worker has the lease: whatever this one did not commit is not done."""
+
+
+def step(name: str, region_id: str, target_id: str = "", *, refusal: Refusal | None = None) -> dict[str, Any]:
+    """A step of a new operation; with a refusal, one that failed before it began."""
+    return {
+        "name": name,
+        "region_id": region_id,
+        "target_id": target_id,
+        "state": "FAILED" if refusal else "PENDING",
+        "error": messages.refusal_as_json(refusal) if refusal else None,
+    }
+
+
+class Work:
+    """The workers of one process, and those who wait for operations.
+
+    Args:
+        workers: operations carried out at once.
+        lease_seconds: after which an operation whose worker fell silent is taken over.
+    """
+
+    def __init__(self, database: Database, driver: Driver, *, workers: int, lease_seconds: float) -> None:
+        self._database = database
+        self._driver = driver
+        self._workers = workers
+        self._lease_seconds = lease_seconds
+        self._news = asyncio.Semaphore(0)
+        self._waiting: dict[str, set[asyncio.Future[Operation]]] = {}
+        self._ended = asyncio.Event()
+
+    def wake(self) -> None:
+        """Says that there is a new operation."""
+        self._news.release()
+
+    async def run(self) -> None:
+        """Carries out operations until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._workers):
+                tasks.create_task(self._lasting(self._take_up, _LOOK_SECONDS))
+            tasks.create_task(self._lasting(self._tell_waiters, _LOOK_SECONDS))
+            tasks.create_task(self._lasting(self._forget, _HOUR_SECONDS))
+
+    async def wait(self, operation_id: str, timeout_seconds: float) -> Operation | None:
+        """The operation once it has ended, or None when the time is up. A waiter costs a future, no query."""
+        future: asyncio.Future[Operation] = asyncio.get_running_loop().create_future()
+        waiters = self._waiting.setdefault(operation_id, set())
+        waiters.add(future)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await future
+        except TimeoutError:
+            return None
+        finally:
+            waiters.discard(future)
+            if not waiters:
+                self._waiting.pop(operation_id, None)
+
+    # --- the loops
+
+    async def _lasting(self, once: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
+        """Runs `once` for ever; a lost database or a bug is logged and waited out."""
+        while True:
+            try:
+                await once()
+            except Refusal as refusal:
+                log.warning("%s: %s", once.__name__, refusal)
+                await asyncio.sleep(_LOOK_SECONDS)
+            except Exception:
+                log.exception("bug in %s", once.__name__)
+                await asyncio.sleep(pause_seconds)
+
+    async def _take_up(self) -> None:
+        async with self._database.connection() as connection:
+            operation = await operations.claim(connection, self._lease_seconds)
+        if operation is not None:
+            await self._carry_out(operation)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                await self._news.acquire()
+
+    async def _tell_waiters(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                await self._ended.wait()
+        self._ended.clear()
+        if not self._waiting:
+            return
+        async with self._database.connection() as connection:
+            ended = await operations.ended(connection, self._waiting)
+        for operation in ended:
+            for future in self._waiting.get(operation.operation_id, ()):
+                if not future.done():
+                    future.set_result(operation)
+
+    async def _forget(self) -> None:
+        async with self._database.connection() as connection:
+            await requests.forget(connection)
+        await asyncio.sleep(_HOUR_SECONDS)
+
+    # --- one operation
+
+    async def _carry_out(self, operation: Operation) -> None:
+        steps = [dict(each) for each in operation.steps]
+        try:
+            refusal = await self._refused(operation, steps)
+            if refusal is None:
+                await self._finish(operation, steps)
+            else:
+                await self._undo(operation, steps, refusal)
+            self._ended.set()
+        except _Lost:
+            log.warning("operation %s: another worker has taken it over", operation.operation_id)
+        except asyncio.CancelledError:
+            await self._release(operation, 0)
+            raise
+        except Exception as error:
+            log.warning("operation %s, attempt %d", operation.operation_id, operation.attempts, exc_info=error)
+            await self._release(operation, _PAUSE_SECONDS * 2**operation.attempts)
+
+    async def _refused(self, operation: Operation, steps: list[dict[str, Any]]) -> Refusal | None:
+        """Does what is left of the operation; why it must be undone, or None once all of it is done."""
+        if operation.cancel_requested:
+            return _cancelled(operation)
+        if operation.attempts > _ATTEMPTS_MAX:
+            return _given_up(operation)
+        doing = asyncio.ensure_future(self._do(operation, steps))
+        try:
+            while not (await asyncio.wait({doing}, timeout=min(1, self._lease_seconds / 3)))[0]:
+                async with self._database.connection() as connection:
+                    cancelled = await operations.extend(connection, operation, self._lease_seconds)
+                if cancelled is None:
+                    raise _Lost
+                if cancelled:
+                    return _cancelled(operation)
+            return doing.result()
+        finally:
+            doing.cancel()
+
+    async def _do(self, operation: Operation, steps: list[dict[str, Any]]) -> Refusal | None:
+        for index, each in enumerate(steps):
+            if each["state"] != "PENDING":
+                continue
+            try:
+                await self._driver.act(each["name"], each["region_id"], each["target_id"])
+            except Refusal as refusal:
+                each |= {"state": "FAILED", "error": messages.refusal_as_json(refusal)}
+                return refusal
+            each["state"] = "SUCCEEDED"
+            if index + 1 < len(steps):
+                await self._save(operation, steps)
+        return None
+
+    async def _save(self, operation: Operation, steps: Sequence[Mapping[str, Any]]) -> None:
+        async with self._database.connection() as connection:
+            if not await operations.save(connection, operation, steps):
+                raise _Lost
+
+    async def _release(self, operation: Operation, seconds: float) -> None:
+        """Gives the lease back, to be claimed again after some seconds; if that fails, it runs out by itself."""
+        with suppress(Refusal, Conflict):
+            async with self._database.connection() as connection:
+                await operations.extend(connection, operation, seconds)
+
+    async def _finish(self, operation: Operation, steps: list[dict[str, Any]]) -> None:
+        async with self._database.transaction() as connection:
+            response = any_pb2.Any()
+            response.Pack(await _FINISH[operation.method](connection, operation, steps))
+            if not await operations.end(
+                connection,
+                operation,
+                state=OperationState.SUCCEEDED,
+                steps=steps,
+                response=response.SerializeToString(),
+            ):
+                raise _Lost
+
+    async def _undo(self, operation: Operation, steps: list[dict[str, Any]], refusal: Refusal) -> None:
+        cancelled = refusal.reason is Reason.OPERATION_CANCELLED
+        for each in steps:
+            if each["state"] == "PENDING":
+                each["state"] = "CANCELLED"
+        async with self._database.transaction() as connection:
+            await _UNDO[operation.method](connection, operation, steps, refusal)
+            if not await operations.end(
+                connection,
+                operation,
+                state=OperationState.CANCELLED if cancelled else OperationState.FAILED,
+                steps=steps,
+                error=status.status(refusal).SerializeToString(),
+            ):
+                raise _Lost
+
+
+def _cancelled(operation: Operation) -> Refusal:
+    return Refusal(Reason.OPERATION_CANCELLED, operation=messages.operation_name(operation.operation_id))
+
+
+def _given_up(operation: Operation) -> Refusal:
+    return Refusal(
+        Reason.OPERATION_FAILED,
+        operation=messages.operation_name(operation.operation_id),
+        attempts=operation.attempts - 1,
+    )
+
+
+# --- effects
+
+_Steps = Sequence[Mapping[str, Any]]
+
+
+async def _finish_images(connection: Connection, operation: Operation) -> list[pb.Image]:
+    owner = Caller(operation.account_id, Role.ACCOUNT, operation.account_id)
+    finished = []
+    for image_id in sorted(operation.target_ids):
+        await images.finish(connection, image_id)
+        image = await images.get(connection, image_id, operation.account_id)
+        assert image is not None
+        finished.append(messages.image(owner, image))
+    return finished
+
+
+async def _finish_image(connection: Connection, operation: Operation, steps: _Steps) -> Message:
+    (image,) = await _finish_images(connection, operation)
+    if instance_id := operation.input.get("instance_id"):
+        await instances.end(connection, [instance_id], operation.input["instance_state"], operation.operation_id)
+    return image
+
+
+async def _finish_copies(connection: Connection, operation: Operation, steps: _Steps) -> Message:
+    copies = {image.image_id: image for image in await _finish_images(connection, operation)}
+    return pb.CopyImageResponse(
+        results=[
+            pb.CopyImageResponse.Result(region_id=each["region_id"], image=copies[each["target_id"]])
+            if each["target_id"]
+            else pb.CopyImageResponse.Result(
+                region_id=each["region_id"], error=status.status(messages.refusal_of(each["error"]))
+            )
+            for each in steps
+        ]
+    )
+
+
+async def _finish_launch(connection: Connection, operation: Operation, steps: _Steps) -> Message:
+    await instances.end(connection, operation.target_ids, InstanceState.RUNNING, operation.operation_id)
+    launched = await instances.get_some(connection, operation.target_ids)
+    return pb.CreateInstanceResponse(
+        instances=map(messages.instance, launched), warnings=[pb.Warning(**each) for each in operation.warnings]
+    )
+
+
+async def _finish_instance(connection: Connection, operation: Operation, steps: _Steps) -> Message:
+    (instance_id,) = operation.target_ids
+    if image_id := operation.input.get("image_id"):
+        kind, trust = operation.input["kind"], operation.input["trust"]
+        await instances.reinstall(connection, instance_id, image_id, kind, trust)
+    await instances.end(connection, [instance_id], operation.input["to_state"], operation.operation_id)
+    (instance,) = await instances.get_some(connection, [instance_id])
+    return messages.instance(instance)
+
+
+async def _undo_images(connection: Connection, operation: Operation, steps: _Steps, refusal: Refusal) -> None:
+    """Frees the places. A cancelled image is gone; a failed one stays, and says why."""
+    places = [(each["region_id"], each["target_id"]) for each in steps if each["target_id"] in operation.target_ids]
+    for region_id, _ in sorted(places):
+        await accounts.free_place(connection, operation.account_id, region_id)
+    for _, image_id in sorted(places, key=lambda place: place[1]):
+        if refusal.reason is Reason.OPERATION_CANCELLED:
+            await images.abandon(connection, image_id)
+        else:
+            await images.fail(connection, image_id, refusal.reason, str(refusal))
+    if instance_id := operation.input.get("instance_id"):
+        await instances.end(connection, [instance_id], operation.input["instance_state"], operation.operation_id)
+
+
+async def _undo_launch(connection: Connection, operation: Operation, steps: _Steps, refusal: Refusal) -> None:
+    state = InstanceState.DELETED if refusal.reason is Reason.OPERATION_CANCELLED else InstanceState.FAILED
+    await instances.end(connection, operation.target_ids, state, operation.operation_id, failure=str(refusal))
+
+
+async def _undo_instance(connection: Connection, operation: Operation, steps: _Steps, refusal: Refusal) -> None:
+    await instances.end(connection, operation.target_ids, operation.input["from_state"], operation.operation_id)
+
+
+_INSTANCE_METHODS = ("StartInstance", "StopInstance", "RebootInstance", "ReinstallInstance", "DeleteInstance")
+
+_FINISH = {
+    "CreateImage": _finish_image,
+    "ImportImage": _finish_image,
+    "CopyImage": _finish_copies,
+    "CreateInstance": _finish_launch,
+    **dict.fromkeys(_INSTANCE_METHODS, _finish_instance),
+}
+
+_UNDO = {
+    "CreateImage": _undo_images,
+    "ImportImage": _undo_images,
+    "CopyImage": _undo_images,
+    "CreateInstance": _undo_launch,
+    **dict.fromkeys(_INSTANCE_METHODS, _undo_instance),
+}

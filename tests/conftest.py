@@ -1,0 +1,22 @@
+"""What tests of several folders use: a real PostgreSQL for the run, and a whole service for each file."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests import world as worlds
+from tests.world import Postgres, World
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for this run of the tests."""
+    with worlds.postgres() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def world(postgres: Postgres) -> Iterator[World]:
+    """A service for this file: tests keep apart by accounts of their own."""
+    with worlds.world(postgres) as running:
+        yield running

@@ -1,0 +1,63 @@
+"""The comments of the protos promise exactly the refusals that the checks of the action can make."""
+
+import inspect
+import re
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+from cunho_rules.actions import ACTIONS
+from cunho_rules.checks import Action
+
+PROTOS = Path(__file__).parents[2] / "protos" / "cunho" / "v1"
+REASON = re.compile(r"\bReason\.([A-Z_]+)")
+
+#: What the service's own comment says of every call, and what a list refuses before any rule of an action.
+OF_EVERY_CALL = {"ETAG_MISMATCH"}
+OF_LISTS = {"INVALID_FILTER", "INVALID_ORDER_BY", "INVALID_PAGE_TOKEN"}
+
+
+def promised() -> dict[str, set[str]]:
+    """The reasons behind "Refuses:" in the comment of each RPC."""
+    found: dict[str, set[str]] = {}
+    for path in PROTOS.glob("*_service.proto"):
+        for comment, name in re.findall(r"((?:  //[^\n]*\n)+)  rpc (\w+)", path.read_text()):
+            text = re.sub(r"\s*//\s*", " ", comment)
+            said = text.partition("Refuses")[2].partition(":")[2]
+            if other := re.search(r"as (\w+Image)\b", said):
+                found[name] = found[other[1]]
+            else:
+                found[name] = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", said))
+    return found
+
+
+def reasons(function: object, seen: set[object]) -> set[str]:
+    """The reasons that the function names, or a function of its module that it calls."""
+    if not isinstance(function, FunctionType) or function in seen:
+        return set()
+    seen.add(function)
+    source = inspect.getsource(function)
+    called = {name for name in re.findall(r"\b(\w+)(?:\.judge)?\(", source) if name in function.__globals__}
+    within = [cell.cell_contents for cell in function.__closure__ or ()]
+    others = [getattr(function.__globals__[name], "judge", function.__globals__[name]) for name in called] + within
+    return set(REASON.findall(source)).union(*(reasons(other, seen) for other in others))
+
+
+def refused(action: Action) -> set[str]:
+    """The reasons that the checks of the action can refuse with."""
+    return set().union(*(reasons(check.judge, set()) for check in action.checks))
+
+
+NAMES = sorted({action.name for action in ACTIONS})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_comment_of_an_rpc_promises_what_its_checks_refuse(name: str) -> None:
+    checked = set().union(*(refused(action) for action in ACTIONS if action.name == name)) - OF_EVERY_CALL
+    assert promised()[name] - OF_LISTS == checked
+
+
+def test_every_rpc_that_can_refuse_has_its_action() -> None:
+    without = {name for name, said in promised().items() if said - OF_LISTS} - {*NAMES}
+    assert without == {"BatchGetImages", "CheckImageActions", "CheckInstanceActions"}  # they ask GetImage, GetInstance
