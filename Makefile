@@ -1,11 +1,19 @@
+# Everything that is done with this project from a command line; `make` alone lists it.
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
 PYTHON ?= python3
-export GRPC_ENABLE_FORK_SUPPORT := 0
 BIN := .venv/bin
 PROTOS := $(sort $(wildcard protos/cunho/v1/*.proto))
 GOOGLEAPIS := .build/googleapis
+# Where generated code goes: client, or a folder to compare with it.
+OUT := client
+
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export GRPC_ENABLE_FORK_SUPPORT := 0
+# A warning about newer versions would ask a registry for them.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 # Generated with an old compiler on purpose: generated code runs on its own protobuf and newer, never on an older one,
 # so the compiler's age is the client's reach.
@@ -14,36 +22,79 @@ PROTOC = $(BIN)/uvx -q --from grpcio-tools==1.76.0 --with mypy-protobuf==5.1.0 -
 
 .PHONY: help
 help: ## show this help
-	@awk 'BEGIN {FS=":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS=":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.venv/installed: requirements.lock pyproject.toml client/pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Cunho needs Python 3.11 or newer; name one with make PYTHON=...")'
-	@echo "Setting up .venv (once, about a minute) ..."
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e client -e .
-	@touch $@
+# --- using it
 
 .PHONY: setup
-setup: .venv/installed ## install everything into .venv
+setup: .venv/installed ## install everything into .venv; the others do it when needed
 
-.PHONY: lock
-lock: ## renew requirements.lock from the pyproject files
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-package cunho --group dev \
-	  client/pyproject.toml pyproject.toml -o requirements.lock
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Cunho needs Python 3.11 or newer; name one with make PYTHON=...")'
+	@echo "Setting up .venv (once, about a minute) ..."
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/installed: requirements.lock pyproject.toml client/pyproject.toml | $(BIN)/uv
+	@$(BIN)/uv pip sync --quiet --require-hashes --build-constraints requirements.lock requirements.lock
+	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e client -e .
+	@touch $@
+
+.PHONY: run
+run: .venv/installed ## serve on 127.0.0.1:50051; what it needs it brings
+	@exec $(BIN)/cunho-server serve
+
+.PHONY: demo
+demo: .venv/installed ## watch two accounts go the whole way, on the running server or one of its own
+	@$(BIN)/python client/demo.py
+
+# --- changing it
+
+.PHONY: test
+test: lint check-protos ## lint, check the generated code, run every test
+	$(BIN)/pytest
+
+.PHONY: lint
+lint: .venv/installed $(GOOGLEAPIS) ## check style, types, layers and protos
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/mypy
+	$(BIN)/pyright
 
 $(GOOGLEAPIS): .venv/installed
 	@rm -rf $@
 	@$(BIN)/python protos/googleapis.py $@
 
 .PHONY: protos
-protos: .venv/installed $(GOOGLEAPIS) ## regenerate client/cunho/v1 from protos/
-	rm -rf client/cunho/v1 && mkdir -p client/cunho/v1
-	$(PROTOC) -I protos -I $(GOOGLEAPIS) --python_out=client --mypy_out=quiet:client \
-	  --grpc_python_out=client --mypy_grpc_out=quiet:client \
+protos: .venv/installed $(GOOGLEAPIS) ## regenerate the client's code from protos/
+	@rm -rf $(OUT)/cunho/v1 && mkdir -p $(OUT)/cunho/v1
+	@$(PROTOC) -I protos -I $(GOOGLEAPIS) --python_out=$(OUT) --mypy_out=quiet:$(OUT) \
+	  --grpc_python_out=$(OUT) --mypy_grpc_out=quiet:$(OUT) \
 	  --include_source_info --include_imports --descriptor_set_out=.build/cunho.binpb $(PROTOS)
-	find client/cunho/v1 -name '*_pb2_grpc.py*' ! -name '*_service_pb2_grpc.py*' -delete
-	$(BIN)/python protos/client.py .build/cunho.binpb client/cunho
-	$(BIN)/ruff check -q --fix client/cunho/methods.py client/cunho/v1/__init__.py
-	$(BIN)/ruff format -q client/cunho/methods.py client/cunho/v1/__init__.py
+	@find $(OUT)/cunho/v1 -name '*_pb2_grpc.py*' ! -name '*_service_pb2_grpc.py*' -delete
+	@$(BIN)/python protos/client.py .build/cunho.binpb $(OUT)/cunho
+	@$(BIN)/ruff check --quiet --fix $(OUT)/cunho/methods.py $(OUT)/cunho/v1/__init__.py
+	@$(BIN)/ruff format --quiet $(OUT)/cunho/methods.py $(OUT)/cunho/v1/__init__.py
+
+.PHONY: check-protos
+check-protos: ## fail if the client's code is not what protos/ says
+	@$(MAKE) --no-print-directory protos OUT=.build/client
+	@diff client/cunho/methods.py .build/client/cunho/methods.py \
+	  && diff -r -x __pycache__ client/cunho/v1 .build/client/cunho/v1 \
+	  || { echo "client/cunho is not what protos/ says: run make protos"; exit 1; }
+
+.PHONY: docs
+docs: .venv/installed ## rewrite docs/rules.md and docs/errors.md from the rules
+	@$(BIN)/python docs/generate.py docs
+
+.PHONY: lock
+lock: $(BIN)/uv ## renew requirements.lock from the pyproject files
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-package cunho \
+	  --group dev client/pyproject.toml pyproject.toml -o requirements.lock
+
+.PHONY: wheels
+wheels: .venv/installed ## build both distributions into dist/
+	@for each in client .; do $(BIN)/uv build --quiet --wheel --no-build-isolation --out-dir dist $$each || exit; done

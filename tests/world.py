@@ -53,12 +53,16 @@ class World:
         self._driver = driver
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()])
+        self._thread = threading.Thread(target=self._run)
         self._clients: list[Client] = []
         self._thread.start()
         if not self._ready.wait(20):
             raise TimeoutError("the service does not start")
         self.operator = self.client("operator", role="operator")
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         self._stopped = asyncio.Event()
@@ -74,7 +78,6 @@ class World:
             client.close()
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
-        self._loop.close()
 
     def run(self, coroutine: Any) -> Any:
         """The result of a coroutine, run in the server's loop."""

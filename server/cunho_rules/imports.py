@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 #: Endings of file names that tell a format. ".img" tells none: both RAW and QCOW2 files are named so.
 IMPORTABLE_ENDINGS = {".raw": "RAW", ".qcow2": "QCOW2", ".vmdk": "VMDK", ".vhd": "VHD", ".vhdx": "VHDX"}
 
+_SHOWN = 100  # characters of the URI that a problem quotes
+
 
 def uri_problem(uri: str, allowed_hosts: Iterable[str]) -> str | None:
     """What is wrong with importing from `uri`, in words; None if nothing is. Source: CUS-10."""
@@ -15,7 +17,7 @@ def uri_problem(uri: str, allowed_hosts: Iterable[str]) -> str | None:
     except ValueError:
         return "it is not a well-formed URI"
     if parts.scheme != "https":
-        return f'its scheme is "{parts.scheme}", not "https"'
+        return f'its scheme is "{parts.scheme[:_SHOWN]}", not "https"'
     if parts.username is not None or parts.password is not None:
         return "it carries credentials"
     if not host:
@@ -23,7 +25,7 @@ def uri_problem(uri: str, allowed_hosts: Iterable[str]) -> str | None:
     if port not in (None, 443):
         return f"its port is {port}, not 443"
     if not any(_allows(pattern, host) for pattern in allowed_hosts):
-        return f'host "{host}" is not allowed'
+        return f'host "{host[:_SHOWN]}" is not allowed'
     return None
 
 

@@ -514,23 +514,31 @@ class Refusal(Exception):
 
 
 #: What one answer names at most, since answers to refused calls travel in HTTP/2 headers, which peers limit to 8 KiB.
-_NAMED_ITEMS, _NAMED_PROBLEMS_LENGTH, _VIOLATIONS_LENGTH = 10, 800, 3000
+_NAMED_ITEMS, _PROBLEM_LENGTH, _NAMED_PROBLEMS_SIZE_BYTES, _VIOLATIONS_SIZE_BYTES = 10, 240, 700, 3000
+
+#: What a violation takes in an answer besides its text: its own reason, and the tags and lengths of protobuf.
+_VIOLATION_SIZE_BYTES = 28
 
 
 def malformed(violations: list[Violation]) -> Refusal:
     """INVALID_REQUEST, naming every malformed field at once. Source: ALL-5."""
-    named = _within(violations, _VIOLATIONS_LENGTH)
-    listed = [f"{field}: {problem}" for field, problem in _within(violations, _NAMED_PROBLEMS_LENGTH)]
+    short = [Violation(field, _shortened(problem)) for field, problem in violations]
+    named = _within(short, _VIOLATIONS_SIZE_BYTES)
+    listed = [f"{field}: {problem}" for field, problem in _within(short, _NAMED_PROBLEMS_SIZE_BYTES)]
     return Refusal(Reason.INVALID_REQUEST, violations=tuple(named), problems="; ".join(listed))
 
 
-def _within(violations: list[Violation], length: int) -> list[Violation]:
-    """The first violations, of `length` characters together; if not all, a last one that counts the others."""
+def _within(violations: list[Violation], size_bytes: int) -> list[Violation]:
+    """The first violations, of that size together; if not all, a last one that counts the others."""
     for index, (field, problem) in enumerate(violations):
-        length -= len(field) + len(problem)
-        if length < 0 and index:
+        size_bytes -= len(field.encode()) + len(problem.encode()) + _VIOLATION_SIZE_BYTES
+        if size_bytes < 0 and index:
             return [*violations[:index], Violation("...", f"{len(violations) - index} more")]
     return violations
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _PROBLEM_LENGTH else f"{text[:_PROBLEM_LENGTH]}..."
 
 
 def _text(value: object) -> str:

@@ -12,10 +12,13 @@ from typing import Any
 
 from cunho_rules import limits
 
-#: Control characters, and the invisible ones that let one name pose as another: bidirectional controls, zero-width
-#: characters, line and paragraph separators, the byte order mark, surrogates, noncharacters.
+#: Control characters, and the invisible ones that let one name pose as another: what Unicode calls default ignorable
+#: (bidirectional controls, zero-width characters, fillers, variation selectors, tags, the byte order mark ...), line and
+#: paragraph separators, surrogates, noncharacters.
 _UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff\ud800-\udfff]"
+    "[\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ud800-\udfff\ufdd0-\ufdef\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 
 Problem = Callable[[Any], str | None]
@@ -127,7 +130,7 @@ def labels(value: Any) -> str | None:
         return f"must have at most {limits.LABELS} labels, has {len(value)}"
     for key, label in sorted(value.items()):
         if not _LABEL_KEY(key):
-            return f"key {key[:80]!r} must be 1 to 63 characters of [a-z0-9_.-] that start with a letter"
+            return f"keys must be 1 to 63 characters of [a-z0-9_.-], the first a letter; has {key[:63]!r}"
         if problem := _LABEL_VALUE(label):
             return f"the value of {key!r} {problem}"
     return None

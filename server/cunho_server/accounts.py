@@ -39,8 +39,8 @@ class AccountService(Servicer, account_service_pb2_grpc.AccountServiceServicer):
 
     async def ListAccounts(self, request: pb.ListAccountsRequest, context: Any) -> pb.ListAccountsResponse:
         caller = self.caller(context)
-        actions.LIST_ACCOUNTS.enforce(Facts(action="ListAccounts", caller=caller))
         page = self.page(caller, request, tie_breaker="account_id")
+        actions.LIST_ACCOUNTS.enforce(Facts(action="ListAccounts", caller=caller))
         async with self.reading(context) as (caller, connection):
             after = page.place[0] if page.place else ""
             found = await accounts.list_(connection, after=after, limit=page.size + 1)

@@ -61,9 +61,11 @@ class Answering(grpc.aio.ServerInterceptor):
 
     def _wrapped(self, method: str, behavior: _Behavior, parse: Callable[[bytes], Any]) -> _Handler:
         async def answer(data: bytes, context: Any) -> bytes:
+            request = None
             try:
                 self._identity.caller(context.invocation_metadata())
-                return await _answered(behavior, _parsed(parse, data), context)
+                request = _parsed(parse, data)
+                return await _answered(behavior, request, context)
             except Replayed as replayed:
                 return replayed.answer
             except Refusal as refusal:
@@ -72,7 +74,7 @@ class Answering(grpc.aio.ServerInterceptor):
                 incident_id = secrets.token_hex(6)
                 log.exception("bug in %s, incident %s", method, incident_id)
                 refused = Refusal(Reason.INTERNAL_ERROR, incident_id=incident_id)
-            rich = status.status(refused)
+            rich = status.status(refused, request)
             await context.abort(status.code(refused), rich.message, status.trailers(rich))
             raise AssertionError("abort raises")
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -129,6 +130,7 @@ async def serving(settings: Settings, database: Database, driver: Driver | None 
         yield Serving(address, service)
     finally:
         await healths.enter_graceful_shutdown()
+        work.dismiss()
         await server.stop(settings.shutdown_seconds)
         working.cancel()
         await asyncio.wait({working})
@@ -195,7 +197,8 @@ def _listen(server: grpc.aio.Server, address: str) -> int:
 
 def _log_as(settings: Settings) -> None:
     """Sends the log to standard error, in the form that the settings say."""
-    form = structlog.dev.ConsoleRenderer() if settings.log_format == "console" else structlog.processors.JSONRenderer()
+    console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    form = console if settings.log_format == "console" else structlog.processors.JSONRenderer()
     shared: list[structlog.types.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,

@@ -1,8 +1,12 @@
 """What a start with the development key adds: demo accounts, tokens for them, and first calls to paste."""
 
+import json
+import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cunho_server import identity
 from cunho_server.settings import Settings
@@ -25,30 +29,44 @@ async def welcome(address: str, settings: Settings, database: Database) -> None:
     seconds = settings.token_age_max_seconds
     tokens = {name: signer.token(name, "account", seconds=seconds) for name in DEMO_ACCOUNTS}
     tokens[_OPERATOR] = signer.token(_OPERATOR, "operator", seconds=seconds)
-    print(_text(address, tokens, seconds), flush=True)
+    print(_text(address, tokens, seconds, region_ids[0]), flush=True)
 
 
-def _text(address: str, tokens: dict[str, str], seconds: int) -> str:
-    call = f'{_grpcurl()} -plaintext -H "authorization: Bearer $ACME"'
-    named = "\n".join(f"export {name.upper()}={token}" for name, token in tokens.items())
-    choice = '{"region_id": "ap-guangzhou", "page_size": 3, "filter": "os.family = LINUX AND architecture = X86_64"}'
+def _text(address: str, tokens: Mapping[str, str], seconds: int, region_id: str) -> str:
+    grpcurl, hint = _grpcurl()
+    exports = "\n".join(f"export {name.upper()}={token}" for name, token in tokens.items())
+
+    def call(method: str, **request: Any) -> str:
+        sender = f'{grpcurl} -plaintext -H "authorization: Bearer $ACME"'
+        return f"{sender} -d '{json.dumps(request)}' {address} cunho.v1.{method}"
+
+    linux = "kind = PUBLIC AND os.family = LINUX AND architecture = X86_64"
     return f"""
-Cunho serves on {address}. Tokens of two accounts and of the operator, good for {seconds // 3600} hours:
+Cunho serves on {address}. Paste these into another terminal: tokens of two accounts and of the
+operator, good for {seconds / 3600:g} hours.
 
-{named}
+{exports}
 
-Paste them into another terminal, then try:
+Then try: a region with its zones and prices; images of it by operating system and architecture;
+how many images of its own acme may have there.
 
-{call} {address} cunho.v1.RegionService/ListRegions
-{call} -d '{choice}' {address} cunho.v1.ImageService/ListImages
-{call} -d '{{"region_id": "ap-guangzhou"}}' {address} cunho.v1.InstanceService/ListInstances
+{call("RegionService/ListRegions", page_size=1)}
+{call("ImageService/ListImages", region_id=region_id, filter=linux, page_size=2)}
+{call("QuotaService/GetQuota", quota_id="QUOTA_ID_CUSTOM_IMAGES", region_id=region_id)}
 
-Describe any method:  {_grpcurl()} -plaintext {address} describe cunho.v1.ImageService.ShareImage
-Stop with Ctrl-C; everything stays in the data folder.
+What else there is, the service tells itself; README.md goes on from here.{hint}
+
+{grpcurl} -plaintext {address} describe cunho.v1.ImageService
+
+Ctrl-C stops it; the next start finds everything as it was.
 """
 
 
-def _grpcurl() -> str:
-    """The grpcurl to paste: the one on PATH, else the one that is installed beside this Python."""
+def _grpcurl() -> tuple[str, str]:
+    """The grpcurl to paste, the one on PATH or else the one beside this Python, and a hint if there is none."""
     beside = Path(sys.executable).parent / "grpcurl"
-    return "grpcurl" if shutil.which("grpcurl") or not beside.exists() else str(beside)
+    if shutil.which("grpcurl"):
+        return "grpcurl", ""
+    if beside.exists():
+        return shlex.quote(str(beside)), ""
+    return "grpcurl", "\nThere is no grpcurl on PATH: install it from https://github.com/fullstorydev/grpcurl first."

@@ -50,7 +50,7 @@ async def image_action(
     elif name == "UpdateImage" and request.name:
         facts = replace(facts, place=await place_of_name(connection, image, request.name))
     elif name in ("ShareImage", "SetImageShares") and request.target_account_ids:
-        recipients = await shares.recipients(connection, image.image_id, image.region_id, request.target_account_ids)
+        recipients = await shares.recipients(connection, image.image_id, request.target_account_ids)
         facts = replace(facts, recipients=recipients)
     elif name == "DeleteImage":
         facts = replace(

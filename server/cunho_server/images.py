@@ -14,7 +14,7 @@ from cunho_rules.refusals import Refusal
 from cunho_server import explaining, making, messages, status
 from cunho_server.servicer import Mutation, Servicer, all_of, one_region
 from cunho_server.shape import masked
-from cunho_storage import accounts, images, instances, regions, shares
+from cunho_storage import accounts, facts_of, images, instances, regions, shares
 from cunho_storage.database import Conflict, Connection
 
 
@@ -86,15 +86,24 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
     async def CreateImage(self, request: pb.CreateImageRequest, context: Any) -> Operation:
         async with self.mutation(request, context) as mutation:
             connection, caller = mutation.connection, mutation.caller
+            await accounts.lock_place(connection, caller.account_id, request.region_id)
+            await instances.lock(connection, request.instance_id)
+            account, region, place, instance = await facts_of.creation(
+                connection,
+                account_id=caller.account_id,
+                region_id=request.region_id,
+                name=request.name,
+                instance_id=request.instance_id,
+            )
             facts = Facts(
                 action="CreateImage",
                 caller=caller,
-                account=await accounts.get(connection, caller.account_id),
+                account=account,
                 region_id=request.region_id,
-                region=await regions.get(connection, request.region_id),
-                place=await accounts.place(connection, caller.account_id, request.region_id, request.name),
+                region=region,
+                place=place,
                 instance_id=request.instance_id,
-                instance=await instances.locked(connection, request.instance_id),
+                instance=instance,
             )
             actions.CREATE_IMAGE.enforce(facts)
             return await mutation.answer(await making.create(mutation, request, facts))
@@ -228,11 +237,8 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             facts = await _share_facts(mutation, "ShareImage", request)
             actions.SHARE_IMAGE.enforce(facts)
             await _add_shares(mutation.connection, facts)
-            answer = pb.ShareImageResponse(
-                shares=await _shares(mutation.connection, request.image_id, request.account_ids),
-                image=await _read_back(mutation, request.image_id),
-            )
-            return await mutation.answer(answer)
+            image, found = await _shared(mutation, request)
+            return await mutation.answer(pb.ShareImageResponse(shares=found, image=image))
 
     async def UnshareImage(self, request: pb.UnshareImageRequest, context: Any) -> pb.UnshareImageResponse:
         async with self.mutation(request, context) as mutation:
@@ -255,11 +261,8 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             others = {*await shares.account_ids(mutation.connection, request.image_id)} - {*request.account_ids}
             await shares.remove(mutation.connection, request.image_id, sorted(others))
             await _add_shares(mutation.connection, facts)
-            answer = pb.SetImageSharesResponse(
-                shares=await _shares(mutation.connection, request.image_id, request.account_ids),
-                image=await _read_back(mutation, request.image_id),
-            )
-            return await mutation.answer(answer)
+            image, found = await _shared(mutation, request)
+            return await mutation.answer(pb.SetImageSharesResponse(shares=found, image=image))
 
     async def ListImageShares(self, request: pb.ListImageSharesRequest, context: Any) -> pb.ListImageSharesResponse:
         page = self.page(self.caller(context), request, tie_breaker="account_id")
@@ -355,16 +358,18 @@ async def _share_facts(
 ) -> Facts:
     """What the rules want to know before an image is shared; the image is locked."""
     connection, caller = mutation.connection, mutation.caller
-    image = await images.locked(connection, request.image_id, caller.account_id)
-    region_id = image.region_id if image else ""
+    await images.lock(connection, request.image_id)
+    image, account, recipients = await facts_of.share(
+        connection, request.image_id, caller.account_id, request.account_ids
+    )
     return Facts(
         action=action,
         caller=caller,
-        account=await accounts.get(connection, caller.account_id),
+        account=account,
         image_id=request.image_id,
         image=image,
         etag=request.etag,
-        recipients=await shares.recipients(connection, request.image_id, region_id, request.account_ids),
+        recipients=recipients,
     )
 
 
@@ -374,8 +379,13 @@ async def _add_shares(connection: Connection, facts: Facts) -> None:
         raise Conflict("shares")
 
 
-async def _shares(connection: Connection, image_id: str, account_ids: Sequence[str]) -> list[pb.ImageShare]:
-    return [_share(image_id, share) for share in await shares.some(connection, image_id, account_ids)]
+async def _shared(
+    mutation: Mutation, request: pb.ShareImageRequest | pb.SetImageSharesRequest
+) -> tuple[pb.Image, list[pb.ImageShare]]:
+    """The image after the change, as the caller sees it, and its shares with the accounts that the request names."""
+    caller, image_id = mutation.caller, request.image_id
+    image, found = await facts_of.shared(mutation.connection, image_id, caller.account_id, request.account_ids)
+    return messages.image(caller, _there(image)), [_share(image_id, share) for share in found]
 
 
 def _share(image_id: str, share: shares.Share) -> pb.ImageShare:

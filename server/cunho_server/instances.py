@@ -15,7 +15,7 @@ from cunho_server import explaining, messages
 from cunho_server.servicer import Mutation, Servicer, all_of, one_region
 from cunho_server.shape import masked
 from cunho_server.work import step
-from cunho_storage import accounts, images, instances, regions
+from cunho_storage import facts_of, images, instances, regions
 from cunho_storage.database import Conflict
 
 
@@ -26,19 +26,26 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
         async with self.mutation(request, context) as mutation:
             connection, caller = mutation.connection, mutation.caller
             # The lock comes first: what is read after it stays so until the instances are there (INS-3).
-            image = await images.locked(connection, request.image_id, caller.account_id, shared=True)
+            await images.lock(connection, request.image_id, shared=True)
+            image, account, region, instance_type = await facts_of.launch(
+                connection,
+                image_id=request.image_id,
+                account_id=caller.account_id,
+                region_id=request.region_id,
+                instance_type=request.instance_type,
+            )
             facts = Facts(
                 action="CreateInstance",
                 caller=caller,
-                account=await accounts.get(connection, caller.account_id),
+                account=account,
                 image_id=request.image_id,
                 image=image,
                 etag=request.expected_image_etag,
                 region_id=request.region_id,
-                region=await regions.get(connection, request.region_id),
+                region=region,
                 zone_id=request.zone_id,
                 instance_type_id=request.instance_type,
-                instance_type=await regions.get_type(connection, request.instance_type),
+                instance_type=instance_type,
             )
             actions.CREATE_INSTANCE.enforce(facts)
             return await mutation.answer(await _launch(mutation, request, facts))

@@ -1,6 +1,6 @@
 """Stored values as messages, and parts of requests as values. No rule beyond asking the rules what a caller may see."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +12,21 @@ from google.type import money_pb2
 from cunho import v1 as pb
 from cunho_rules import images as image_rules
 from cunho_rules.checks import Action, Outcome, Verdict
-from cunho_rules.model import Account, Caller, Facts, Image, Instance, InstanceType, Kind, Operation, Region, etag
+from cunho_rules.model import (
+    Account,
+    Caller,
+    Facts,
+    Image,
+    Instance,
+    InstanceType,
+    Kind,
+    Operation,
+    OperationState,
+    Origin,
+    Region,
+    Role,
+    etag,
+)
 from cunho_rules.pricing import Quote, license_nanos_per_hour
 from cunho_rules.refusals import Reason, Refusal
 from cunho_rules.warnings import Warning
@@ -114,7 +128,8 @@ def image(caller: Caller, image: Image) -> pb.Image:
         message.support.contact_uri, message.support.note = image.support_contact_uri, image.support_note
     if image.failure_reason:
         message.failure.reason, message.failure.message = image.failure_reason, image.failure_message
-    if kind is not Kind.SHARED:
+    # What an account captured may be from an image that was shared with it: its URI is that image's.
+    if kind is Kind.PUBLIC or caller.role is Role.OPERATOR or (kind is Kind.CUSTOM and image.origin == Origin.IMPORTED):
         message.content.uri = image.content_uri
     if kind is Kind.CUSTOM:
         _add_what_the_owner_sees(message, image)
@@ -250,11 +265,20 @@ def _metadata(operation: Operation) -> pb.OperationMetadata:
         start_time=timestamp(operation.start_time),
         end_time=timestamp(operation.end_time),
         progress_percent=100 if done else 100 * ended // len(operation.steps),
-        steps=map(_step, operation.steps),
+        steps=_steps(operation),
         cancel_requested=operation.cancel_requested,
         warnings=[pb.Warning(**each) for each in operation.warnings],
         quotes=[quote(Quote(**each)) for each in operation.quotes],
     )
+
+
+def _steps(operation: Operation) -> Iterator[pb.OperationMetadata.Step]:
+    """The steps. They are done in turn: while somebody does them, the first that is PENDING is under way."""
+    under_way = "RUNNING" if operation.state == OperationState.RUNNING else "PENDING"
+    for step in operation.steps:
+        if step["state"] == "PENDING":
+            step, under_way = {**step, "state": under_way}, "PENDING"
+        yield _step(step)
 
 
 def _step(step: Mapping[str, Any]) -> pb.OperationMetadata.Step:

@@ -51,22 +51,26 @@ class Operations(Servicer, operations_pb2_grpc.OperationsServicer):  # type: ign
             operation = await _get(connection, caller, request.name)
         if operation.end_time is None:
             ended = await self.service.work.wait(operation.operation_id, _wait_seconds(request, context))
-            operation = ended or operation
+            if ended is not None:
+                return messages.operation(ended)
+            async with self.reading(context) as (caller, connection):
+                operation = await _get(connection, caller, request.name)
         return messages.operation(operation)
 
     async def CancelOperation(self, request: operations_pb2.CancelOperationRequest, context: Any) -> Empty:
         async with self.mutation(request, context) as mutation:
             operation = await _get(mutation.connection, mutation.caller, request.name)
             await operations.cancel(mutation.connection, operation.operation_id)
+            answer = await mutation.answer(Empty())
         self.service.work.wake()
-        return Empty()
+        return answer
 
     async def DeleteOperation(self, request: operations_pb2.DeleteOperationRequest, context: Any) -> Empty:
         async with self.mutation(request, context) as mutation:
             operation = await _get(mutation.connection, mutation.caller, request.name)
             if not await operations.delete(mutation.connection, operation.operation_id):
                 raise Refusal(Reason.OPERATION_RUNNING, operation=request.name)
-            return Empty()
+            return await mutation.answer(Empty())
 
 
 async def _get(connection: Connection, caller: Caller, name: str) -> Operation:

@@ -49,7 +49,7 @@ class Mutation:
 
     caller: Caller
     connection: Connection
-    #: The request id's key; None if there is none, or if nothing is to be written.
+    #: The request id's key; None if there is none.
     key: requests.Key | None
     #: True with validate_only: the transaction is rolled back.
     rehearsal: bool
@@ -149,13 +149,12 @@ class Servicer:
         request_id = request.request_id if hasattr(request, "request_id") else ""
         request_id = request_id or _idempotency_key(context)
         scope = f"operator:{caller.actor}" if caller.role is Role.OPERATOR else caller.account_id
-        key = requests.Key(scope, request.DESCRIPTOR.name.removesuffix("Request"), request_id.lower())
+        method = request.DESCRIPTOR.name.removesuffix("Request")
+        key = requests.Key(scope, method, request_id.lower()) if request_id else None
         async with self.service.database.transaction(rehearsal=rehearsal) as connection:
-            if not request_id or rehearsal:
-                mutation = Mutation(caller, connection, None, rehearsal, request_id)
-            else:
+            if key is not None:
                 await _claim(connection, key, request)
-                mutation = Mutation(caller, connection, key, rehearsal, request_id)
+            mutation = Mutation(caller, connection, key, rehearsal, request_id)
             yield mutation
         if mutation.new_ids and not rehearsal:
             self.service.work.wake()
@@ -213,7 +212,9 @@ def all_of(caller: Caller) -> str | None:
 async def _claim(connection: Connection, key: requests.Key, request: Any) -> None:
     bare = type(request)()
     bare.CopyFrom(request)
-    bare.ClearField("request_id")
+    for field in ("request_id", "validate_only"):
+        if hasattr(bare, field):
+            bare.ClearField(field)
     fingerprint = hashlib.sha256(bare.SerializeToString(deterministic=True)).digest()
     answered = await requests.claim(connection, key, fingerprint)
     if answered is None:

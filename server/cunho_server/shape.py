@@ -27,9 +27,9 @@ def violations(request: Message) -> list[Violation]:
 
 
 def masked(paths: Iterable[str], allowed: Iterable[str]) -> frozenset[str]:
-    """The fields that a mask names; "*" names all that are allowed."""
+    """The fields that a mask names, of those allowed; "*" names all of them."""
     named = frozenset(paths)
-    return frozenset(allowed) if "*" in named else named
+    return frozenset(allowed) if "*" in named else named.intersection(allowed)
 
 
 @cache

@@ -19,8 +19,12 @@ _SUBJECTS = ("image_id", "instance_id", "account_id", "operation", "quota_id")
 Trailers: TypeAlias = tuple[tuple[str, bytes], ...]
 
 
-def status(refusal: Refusal) -> status_pb2.Status:
-    """The refusal with all its details: ErrorInfo and Advice always, the others as they fit."""
+def status(refusal: Refusal, request: Message | None = None) -> status_pb2.Status:
+    """The refusal with all its details: ErrorInfo and Advice always, the others as they fit.
+
+    Args:
+        request: what was refused, if its fields are to be named as it has them.
+    """
     message = str(refusal)
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=refusal.metadata),
@@ -31,7 +35,7 @@ def status(refusal: Refusal) -> status_pb2.Status:
     subject = next((f"{key}:{refusal.metadata[key]}" for key in _SUBJECTS if key in refusal.metadata), "")
     match refusal.code:
         case Code.INVALID_ARGUMENT:
-            details.append(_bad_request(refusal))
+            details.append(_bad_request(refusal, request))
         case Code.RESOURCE_EXHAUSTED:
             violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=message)
             details.append(error_details_pb2.QuotaFailure(violations=[violation]))
@@ -56,28 +60,34 @@ def code(refusal: Refusal) -> grpc.StatusCode:
     return grpc.StatusCode[refusal.code]
 
 
-#: The field at fault where the reason, not the shape of the request, names it.
+#: The field at fault where the reason, not the shape of the request, names it: the first that the request has.
 _FIELDS = {
-    Reason.INVALID_FILTER: "filter",
-    Reason.INVALID_ORDER_BY: "order_by",
-    Reason.INVALID_PAGE_TOKEN: "page_token",
-    Reason.REGION_NOT_FOUND: "region_id",
-    Reason.ZONE_NOT_IN_REGION: "zone_id",
-    Reason.INSTANCE_TYPE_NOT_FOUND: "instance_type",
-    Reason.COPY_TO_SAME_REGION: "destinations",
-    Reason.SHARE_WITH_SELF: "account_ids",
-    Reason.IMPORT_URI_NOT_ALLOWED: "uri",
+    Reason.INVALID_FILTER: ("filter",),
+    Reason.INVALID_ORDER_BY: ("order_by",),
+    Reason.INVALID_PAGE_TOKEN: ("page_token",),
+    Reason.REGION_NOT_FOUND: ("region_id", "region_ids", "destinations", "account.region_ids"),
+    Reason.ZONE_NOT_IN_REGION: ("zone_id",),
+    Reason.INSTANCE_TYPE_NOT_FOUND: ("instance_type", "usable_with_instance_type"),
+    Reason.COPY_TO_SAME_REGION: ("destinations",),
+    Reason.SHARE_WITH_SELF: ("account_ids",),
+    Reason.IMPORT_URI_NOT_ALLOWED: ("uri",),
 }
 
 
-def _bad_request(refusal: Refusal) -> error_details_pb2.BadRequest:
-    pairs = refusal.violations or [(_FIELDS[refusal.reason], str(refusal))]
+def _bad_request(refusal: Refusal, request: Message | None) -> error_details_pb2.BadRequest:
+    pairs = refusal.violations or [(_field(refusal.reason, request), str(refusal))]
     return error_details_pb2.BadRequest(
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(field=field, description=description, reason=refusal.reason)
             for field, description in pairs
         ]
     )
+
+
+def _field(reason: Reason, request: Message | None) -> str:
+    there = request.DESCRIPTOR.fields_by_name if request is not None else {}
+    names = _FIELDS[reason]
+    return next((name for name in names if name.partition(".")[0] in there), names[0])
 
 
 def _packed(detail: Message) -> any_pb2.Any:

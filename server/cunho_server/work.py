@@ -28,8 +28,8 @@ _ATTEMPTS_MAX = 5
 #: How often a server looks for operations, and for the end of those waited for, that no wake-up told it of.
 _LOOK_SECONDS = 0.5
 
-#: Pause after the first failure of an operation; it doubles with every further one.
-_PAUSE_SECONDS = 0.1
+#: Pause after the first failure of an operation, doubled with every one, and the longest pause.
+_PAUSE_SECONDS, _PAUSE_SECONDS_MAX = 0.1, 60
 
 _HOUR_SECONDS = 3600
 
@@ -39,7 +39,8 @@ class Driver(Protocol):
 
     async def act(self, action: str, region_id: str, target_id: str) -> None:
         """Does the action to the target: launch, start, stop, reboot, install or destroy an instance; capture, import
-        or copy an image. A Refusal raised ends the operation; anything else raised is tried again."""
+        or copy an image. A Refusal raised ends the operation; anything else raised is tried again. Once cancelled, it
+        returns when nothing of the action goes on any more."""
 
 
 class _Lost(Exception):
@@ -71,7 +72,8 @@ class Work:
         self._workers = workers
         self._lease_seconds = lease_seconds
         self._news = asyncio.Semaphore(0)
-        self._waiting: dict[str, set[asyncio.Future[Operation]]] = {}
+        self._waiting: dict[str, set[asyncio.Future[Operation | None]]] = {}
+        self._dismissed = False
         self._ended = asyncio.Event()
 
     def wake(self) -> None:
@@ -88,7 +90,9 @@ class Work:
 
     async def wait(self, operation_id: str, timeout_seconds: float) -> Operation | None:
         """The operation once it has ended, or None when the time is up. A waiter costs a future, no query."""
-        future: asyncio.Future[Operation] = asyncio.get_running_loop().create_future()
+        if self._dismissed:
+            return None
+        future: asyncio.Future[Operation | None] = asyncio.get_running_loop().create_future()
         waiters = self._waiting.setdefault(operation_id, set())
         waiters.add(future)
         try:
@@ -101,11 +105,19 @@ class Work:
             if not waiters:
                 self._waiting.pop(operation_id, None)
 
+    def dismiss(self) -> None:
+        """Says that the time of everybody who waits, or will, is up."""
+        self._dismissed = True
+        for future in [future for waiters in self._waiting.values() for future in waiters if not future.done()]:
+            future.set_result(None)
+
     # --- the loops
 
     async def _lasting(self, once: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
-        """Runs `once` for ever; a lost database or a bug is logged and waited out."""
-        while True:
+        """Runs `once` until cancelled; a lost database or a bug is logged and waited out."""
+        task = asyncio.current_task()
+        assert task is not None
+        while not task.cancelling():  # an error on the way out can take the place of the cancellation
             try:
                 await once()
             except Refusal as refusal:
@@ -116,14 +128,23 @@ class Work:
                 await asyncio.sleep(pause_seconds)
 
     async def _take_up(self) -> None:
-        async with self._database.connection() as connection:
-            operation = await operations.claim(connection, self._lease_seconds)
+        claiming = asyncio.ensure_future(self._claim())
+        try:
+            operation = await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            if claimed := await claiming:
+                await self._give_back(claimed)
+            raise
         if operation is not None:
             await self._carry_out(operation)
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_SECONDS):
                 await self._news.acquire()
+
+    async def _claim(self) -> Operation | None:
+        async with self._database.connection() as connection:
+            return await operations.claim(connection, self._lease_seconds)
 
     async def _tell_waiters(self) -> None:
         with suppress(TimeoutError):
@@ -158,18 +179,18 @@ class Work:
         except _Lost:
             log.warning("operation %s: another worker has taken it over", operation.operation_id)
         except asyncio.CancelledError:
-            await self._release(operation, 0)
+            await self._give_back(operation)
             raise
         except Exception as error:
             log.warning("operation %s, attempt %d", operation.operation_id, operation.attempts, exc_info=error)
-            await self._release(operation, _PAUSE_SECONDS * 2**operation.attempts)
+            await self._pause(operation, min(_PAUSE_SECONDS * 2**operation.attempts, _PAUSE_SECONDS_MAX))
 
     async def _refused(self, operation: Operation, steps: list[dict[str, Any]]) -> Refusal | None:
         """Does what is left of the operation; why it must be undone, or None once all of it is done."""
         if operation.cancel_requested:
             return _cancelled(operation)
         if operation.attempts > _ATTEMPTS_MAX:
-            return _given_up(operation)
+            return _given_up(operation, steps)
         doing = asyncio.ensure_future(self._do(operation, steps))
         try:
             while not (await asyncio.wait({doing}, timeout=min(1, self._lease_seconds / 3)))[0]:
@@ -179,9 +200,13 @@ class Work:
                     raise _Lost
                 if cancelled:
                     return _cancelled(operation)
+            if doing.cancelled():
+                raise RuntimeError("the driver cancelled itself")  # which must not pass for the end of this worker
             return doing.result()
         finally:
             doing.cancel()
+            # Nothing is undone, nor left to others, while the driver is still at it.
+            await asyncio.gather(doing, return_exceptions=True)
 
     async def _do(self, operation: Operation, steps: list[dict[str, Any]]) -> Refusal | None:
         for index, each in enumerate(steps):
@@ -190,8 +215,7 @@ class Work:
             try:
                 await self._driver.act(each["name"], each["region_id"], each["target_id"])
             except Refusal as refusal:
-                each |= {"state": "FAILED", "error": messages.refusal_as_json(refusal)}
-                return refusal
+                return _failed(each, refusal)
             each["state"] = "SUCCEEDED"
             if index + 1 < len(steps):
                 await self._save(operation, steps)
@@ -202,11 +226,17 @@ class Work:
             if not await operations.save(connection, operation, steps):
                 raise _Lost
 
-    async def _release(self, operation: Operation, seconds: float) -> None:
-        """Gives the lease back, to be claimed again after some seconds; if that fails, it runs out by itself."""
+    async def _pause(self, operation: Operation, seconds: float) -> None:
+        """Leaves the operation to be claimed after some seconds; if that fails, its lease runs out by itself."""
         with suppress(Refusal, Conflict):
             async with self._database.connection() as connection:
                 await operations.extend(connection, operation, seconds)
+
+    async def _give_back(self, operation: Operation) -> None:
+        """Leaves the operation to be claimed at once, since this worker stops; if that fails, its lease runs out."""
+        with suppress(Refusal, Conflict):
+            async with self._database.connection() as connection:
+                await operations.give_back(connection, operation)
 
     async def _finish(self, operation: Operation, steps: list[dict[str, Any]]) -> None:
         async with self._database.transaction() as connection:
@@ -242,12 +272,17 @@ def _cancelled(operation: Operation) -> Refusal:
     return Refusal(Reason.OPERATION_CANCELLED, operation=messages.operation_name(operation.operation_id))
 
 
-def _given_up(operation: Operation) -> Refusal:
-    return Refusal(
-        Reason.OPERATION_FAILED,
-        operation=messages.operation_name(operation.operation_id),
-        attempts=operation.attempts - 1,
-    )
+def _given_up(operation: Operation, steps: Sequence[dict[str, Any]]) -> Refusal:
+    # There is one: that the last step is done is stored with the end of the operation.
+    failing = next(each for each in steps if each["state"] == "PENDING")
+    name = messages.operation_name(operation.operation_id)
+    return _failed(failing, Refusal(Reason.OPERATION_FAILED, operation=name, attempts=operation.attempts - 1))
+
+
+def _failed(step: dict[str, Any], refusal: Refusal) -> Refusal:
+    """The refusal, told by the step as well."""
+    step |= {"state": "FAILED", "error": messages.refusal_as_json(refusal)}
+    return refusal
 
 
 # --- effects

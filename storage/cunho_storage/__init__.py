@@ -8,12 +8,14 @@ statements   queries composed once from the models, executed prepared
 database     connections, transactions, and what the database's errors mean
 migrations/  the schema, as numbered SQL files, and `migrate`, which applies them
 conditions   filters, orders and pages as Peewee expressions
+pages        the first rows that match, region by region
 images       reads and writes of images
 shares       reads and writes of image shares
 instances    reads and writes of instances
 operations   reads and writes of operations, and their leases
 accounts     reads and writes of accounts, their regions and quotas
 regions      reads and writes of regions, zones and instance types
+facts_of     what the rules want to know before the writes that are made most
 secrets      what the servers of one database share in secret
 requests     answers kept for request ids
 embedded     the PostgreSQL that the service runs by itself

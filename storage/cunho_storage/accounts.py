@@ -8,14 +8,15 @@ from peewee import SQL, Function, fn
 from cunho_rules.limits import CUSTOM_IMAGES_PER_REGION
 from cunho_rules.model import BEING_MADE, Account, Place
 from cunho_storage.database import Connection
-from cunho_storage.statements import Statement, any_of, arg, literal, locking
+from cunho_storage.statements import Statement, any_of, arg, first_row, literal, locking, together
 from cunho_storage.tables import AccountRegionRow, AccountRow, ImageRow, ImageShareRow, InstanceRow
 
 _REGION_IDS = AccountRegionRow.select(
     fn.COALESCE(fn.ARRAY_AGG(AccountRegionRow.region_id).order_by(AccountRegionRow.region_id), SQL("'{}'::text[]"))
 ).where(AccountRegionRow.account_id == AccountRow.account_id)
 _ACCOUNTS = AccountRow.select(*AccountRow._meta.sorted_fields, _REGION_IDS.alias("region_ids"))
-_GET = Statement(_ACCOUNTS.where(AccountRow.account_id == arg("account_id")))
+ONE = _ACCOUNTS.where(AccountRow.account_id == arg("account_id"))
+_GET = Statement(ONE)
 _LIST = Statement(
     _ACCOUNTS.where(AccountRow.account_id > arg("after")).order_by(AccountRow.account_id).limit(arg("limit"))
 )
@@ -95,17 +96,18 @@ _IN_USE = Statement(
     .order_by(AccountRegionRow.region_id)
 )
 
-_PLACE = AccountRegionRow.select(AccountRegionRow.images_used, AccountRegionRow.images_limit).where(
+#: The counter of an account's quota in a region.
+COUNTER = AccountRegionRow.select(AccountRegionRow.images_used, AccountRegionRow.images_limit).where(
     (AccountRegionRow.account_id == arg("account_id")) & (AccountRegionRow.region_id == arg("region_id"))
 )
-_SEE_PLACE, _LOCK_PLACE = Statement(_PLACE), Statement(locking(_PLACE, "NO KEY UPDATE"))
+_LOCK_PLACE = Statement(locking(COUNTER, "NO KEY UPDATE"))
 _LIVE_IMAGES = (ImageRow.owner_account_id == arg("account_id")) & (ImageRow.state != literal("DELETED"))
-_HELD = Statement(
-    ImageRow.select(
-        fn.COALESCE(fn.SUM(ImageRow.size_bytes).filter(ImageRow.state != "FAILED"), SQL("0")).cast("bigint"),
-        fn.COALESCE(fn.BOOL_OR((ImageRow.name == arg("name")) & (ImageRow.image_id != arg("except_id"))), SQL("false")),
-    ).where(_LIVE_IMAGES & (ImageRow.region_id == arg("region_id")))
-)
+#: The bytes that an account stores in a region, and whether it has another image of the name there.
+HELD = ImageRow.select(
+    fn.COALESCE(fn.SUM(ImageRow.size_bytes).filter(ImageRow.state != "FAILED"), SQL("0")).cast("bigint"),
+    fn.COALESCE(fn.BOOL_OR((ImageRow.name == arg("name")) & (ImageRow.image_id != arg("except_id"))), SQL("false")),
+).where(_LIVE_IMAGES & (ImageRow.region_id == arg("region_id")))
+_SEE_PLACE = Statement(together(first_row(COUNTER), first_row(HELD)))
 _TAKE_PLACE = Statement(
     AccountRegionRow.update({AccountRegionRow.images_used: AccountRegionRow.images_used + SQL("1")}).where(
         (AccountRegionRow.account_id == arg("account_id"))
@@ -214,12 +216,18 @@ async def place(
         except_id: an image whose name does not count as taken.
         lock: False to look only, for an explanation.
     """
-    row = await connection.row(_LOCK_PLACE if lock else _SEE_PLACE, account_id=account_id, region_id=region_id)
-    stored_bytes, name_taken = await connection.row(
-        _HELD, account_id=account_id, region_id=region_id, name=name or "", except_id=except_id
-    ) or (0, False)
-    used, limit = row or (0, 0)
-    return Place(region_id, row is not None, used, limit, stored_bytes, name, name_taken)
+    if lock:
+        await lock_place(connection, account_id, region_id)
+    row = await connection.row(
+        _SEE_PLACE, account_id=account_id, region_id=region_id, name=name or "", except_id=except_id
+    )
+    assert row is not None
+    return as_place(region_id, name, *row)
+
+
+def as_place(region_id: str, name: str | None, counter: tuple[int, int] | None, held: tuple[int, bool]) -> Place:
+    """The place that rows of COUNTER and HELD describe."""
+    return Place(region_id, counter is not None, *(counter or (0, 0)), held[0], name, held[1])
 
 
 async def lock_place(connection: Connection, account_id: str, region_id: str) -> None:

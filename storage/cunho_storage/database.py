@@ -142,7 +142,9 @@ class Database:
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection outside of a transaction. Refuses: DATABASE_UNAVAILABLE."""
         with _translated():
-            await asyncio.wait_for(self._places.acquire(), self._wait_seconds)
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the place.
+            async with asyncio.timeout(self._wait_seconds):
+                await self._places.acquire()
         try:
             connection = await self._take()
             try:
@@ -182,7 +184,14 @@ class Database:
             raw = await asyncpg.connect(
                 self._dsn, server_settings=self._settings, timeout=5, command_timeout=15, statement_cache_size=500
             )
-            await raw.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+            # In binary, because that is how JSON within a row within a row comes: its version, 1, and then the text.
+            await raw.set_type_codec(
+                "jsonb",
+                encoder=lambda value: b"\1" + json.dumps(value).encode(),
+                decoder=lambda data: json.loads(data[1:]),
+                schema="pg_catalog",
+                format="binary",
+            )
         return Connection(raw)
 
 

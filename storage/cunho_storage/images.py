@@ -5,19 +5,20 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, cast
 
-from peewee import SQL, Case, ColumnBase, Node, Select, fn
+from peewee import SQL, Case, ColumnBase, Select, fn
 
 from cunho_rules import filters
 from cunho_rules.images import runnable
 from cunho_rules.model import BEING_MADE, Image, ImageState, InstanceType, Kind
 from cunho_rules.orders import Key
-from cunho_storage.conditions import Compare, after, condition, label_of, ordering, some_element
+from cunho_storage import pages
+from cunho_storage.conditions import Compare, label_of, some_element
 from cunho_storage.database import Conflict, Connection
-from cunho_storage.statements import Statement, any_of, arg, literal, locking, places
+from cunho_storage.statements import Statement, any_of, arg, literal, locking
 from cunho_storage.tables import ImageRow, ImageShareRow, RegionRow
 
-_COLUMNS = (
-    *ImageRow._meta.sorted_fields,
+#: What an image's region adds to it.
+_OF_REGION = (
     RegionRow.jurisdiction,
     RegionRow.currency,
     RegionRow.image_storage_nanos,
@@ -34,7 +35,7 @@ _SHARED_WITH = fn.EXISTS(
 
 def _select(shared_with_caller: ColumnBase) -> Select:
     return (
-        ImageRow.select(*_COLUMNS, shared_with_caller.alias("shared_with_caller"))
+        ImageRow.select(*ImageRow._meta.sorted_fields, *_OF_REGION, shared_with_caller.alias("shared_with_caller"))
         .join(RegionRow, on=RegionRow.region_id == ImageRow.region_id)
         .where(_LIVE)
     )
@@ -42,7 +43,9 @@ def _select(shared_with_caller: ColumnBase) -> Select:
 
 # --- one image, or some
 
-_GET = Statement(_select(_SHARED_WITH).where(ImageRow.image_id == arg("image_id")))
+#: One image, as an account is concerned.
+ONE = _select(_SHARED_WITH).where(ImageRow.image_id == arg("image_id"))
+_GET = Statement(ONE)
 _GET_SOME = Statement(_select(_SHARED_WITH).where(ImageRow.image_id == any_of("image_ids")))
 _RESOLVE = Statement(
     _select(SQL("false"))
@@ -308,46 +311,30 @@ def _page(
     continued: bool,
     usable: bool,
 ) -> Statement:
-    """The statement of a page. The three kinds are branches of their own, each served by an index."""
+    """The statement of a page. Each kind is a branch of its own, served by indexes of its own."""
 
-    def branch(kind: Kind, trust: str, of_kind: Node | None) -> Select:
-        columns: dict[str, Any] = {**_FILTERED, "kind": SQL(f"'{kind}'::text"), "trust": SQL(f"'{trust}'::text")}
-        query = _select(SQL("true" if kind is Kind.SHARED else "false"))
+    def branch(kind: Kind, trust: str, of_kind: Any) -> Any:
+        columns = {**_FILTERED, "kind": SQL(f"'{kind}'::text"), "trust": SQL(f"'{trust}'::text")}
+        shared_with_caller = SQL("true" if kind is Kind.SHARED else "false").alias("shared_with_caller")
+        query = ImageRow.select(*ImageRow._meta.sorted_fields, shared_with_caller).where(_LIVE & of_kind)
         if kind is Kind.SHARED:
             query = query.join(ImageShareRow, on=ImageShareRow.image_id == ImageRow.image_id)
-        for where in (
-            of_kind,
-            ImageRow.region_id == arg("region_id") if one_region else None,
-            _USABLE if usable else None,
-            condition(expression, columns) if expression else None,
-            after(keys, columns, places(keys)) if continued else None,
-        ):
-            if where is not None:
-                query = query.where(where)
-        return query.order_by(*ordering(keys, columns)).limit(arg("limit"))
+        if usable:
+            query = query.where(_USABLE)
+        return pages.first_rows(query, columns, expression, keys, continued=continued)
 
+    here = ImageRow.region_id == RegionRow.region_id
+    branches = [branch(Kind.PUBLIC, "PROVIDER", here & _PUBLIC)]
     if everything:
-        return Statement(
-            _merged(branch(Kind.PUBLIC, "PROVIDER", _PUBLIC), branch(Kind.CUSTOM, "OWN", ~_PUBLIC), keys=keys)
+        branches.append(branch(Kind.CUSTOM, "OWN", here & ~_PUBLIC))
+    else:
+        received = (ImageShareRow.recipient_account_id == arg("account_id")) & (
+            ImageShareRow.region_id == RegionRow.region_id
         )
-    received = ImageShareRow.recipient_account_id == arg("account_id")
-    if one_region:
-        received &= ImageShareRow.region_id == arg("region_id")
+        branches.append(branch(Kind.CUSTOM, "OWN", here & (ImageRow.owner_account_id == arg("account_id"))))
+        branches.append(branch(Kind.SHARED, "UNVERIFIED", received))
+    rows = pages.union(branches).alias("found")
+    columns = [rows.c[field.name] for field in ImageRow._meta.sorted_fields]
     return Statement(
-        _merged(
-            branch(Kind.PUBLIC, "PROVIDER", _PUBLIC),
-            branch(Kind.CUSTOM, "OWN", ImageRow.owner_account_id == arg("account_id")),
-            branch(Kind.SHARED, "UNVERIFIED", received),
-            keys=keys,
-        )
+        pages.of_regions(rows, [*columns, *_OF_REGION, rows.c.shared_with_caller], keys, one_region=one_region)
     )
-
-
-def _merged(*branches: Select, keys: tuple[Key, ...]) -> Select:
-    """The first rows of all branches together."""
-    union: Any
-    union, *rest = [Select([each.alias("branch")], [SQL("*")]) for each in branches]
-    for each in rest:
-        union = union.union_all(each)
-    order = [SQL(f'"{key.field}" {"DESC" if key.descending else "ASC"}') for key in keys]
-    return Select([union.alias("merged")], [SQL("*")]).order_by(*order).limit(arg("limit"))

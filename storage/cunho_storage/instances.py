@@ -9,27 +9,32 @@ from peewee import SQL, fn
 from cunho_rules import filters
 from cunho_rules.model import Instance, InstanceState
 from cunho_rules.orders import Key
-from cunho_storage.conditions import after, condition, label_of, ordering
+from cunho_storage import pages
+from cunho_storage.conditions import label_of
 from cunho_storage.database import Connection
-from cunho_storage.statements import Statement, any_of, arg, literal, locking, places
-from cunho_storage.tables import ImageRow, ImageShareRow, InstanceRow
+from cunho_storage.statements import Statement, any_of, arg, literal, locking
+from cunho_storage.tables import ImageRow, ImageShareRow, InstanceRow, RegionRow
 
 _LIVE = InstanceRow.state != literal("DELETED")
-_SHARED = fn.EXISTS(
-    ImageShareRow.select(SQL("1")).where(
-        (ImageShareRow.image_id == ImageRow.image_id) & (ImageShareRow.recipient_account_id == InstanceRow.account_id)
+
+
+def _available_to(account_id: Any) -> Any:
+    """Whether the account could launch from the image now."""
+    shared = fn.EXISTS(
+        ImageShareRow.select(SQL("1")).where(
+            (ImageShareRow.image_id == ImageRow.image_id) & (ImageShareRow.recipient_account_id == account_id)
+        )
     )
-)
-_STILL_AVAILABLE = (
-    (ImageRow.state == "AVAILABLE")
-    & (ImageRow.deprecation_state != "OBSOLETE")
-    & (ImageRow.owner_account_id.is_null() | (ImageRow.owner_account_id == InstanceRow.account_id) | _SHARED)
-)
+    visible = ImageRow.owner_account_id.is_null() | (ImageRow.owner_account_id == account_id) | shared
+    return (ImageRow.state == "AVAILABLE") & (ImageRow.deprecation_state != "OBSOLETE") & visible
+
+
 #: Also deleted ones: the answer of an operation shows them.
-_INSTANCES = InstanceRow.select(*InstanceRow._meta.sorted_fields, _STILL_AVAILABLE.alias("still_available")).join(
+_INSTANCES = InstanceRow.select(*InstanceRow._meta.sorted_fields, _available_to(InstanceRow.account_id)).join(
     ImageRow, on=ImageRow.image_id == InstanceRow.image_id
 )
-_GET = Statement(_INSTANCES.where((InstanceRow.instance_id == arg("instance_id")) & _LIVE))
+ONE = _INSTANCES.where((InstanceRow.instance_id == arg("instance_id")) & _LIVE)
+_GET = Statement(ONE)
 _GET_SOME = Statement(_INSTANCES.where(InstanceRow.instance_id == any_of("instance_ids")))
 _LOCK = Statement(
     locking(
@@ -52,9 +57,14 @@ async def get_some(connection: Connection, instance_ids: Sequence[str]) -> list[
     return [found[instance_id] for instance_id in instance_ids if instance_id in found]
 
 
-async def locked(connection: Connection, instance_id: str) -> Instance | None:
-    """The instance as `get` gives it, kept as it is until the transaction ends."""
+async def lock(connection: Connection, instance_id: str) -> None:
+    """Keeps the instance as it is until the transaction ends; read it in later statements."""
     await connection.rows(_LOCK, instance_id=instance_id)
+
+
+async def locked(connection: Connection, instance_id: str) -> Instance | None:
+    """The instance as `get` gives it, locked first."""
+    await lock(connection, instance_id)
     return await get(connection, instance_id)
 
 
@@ -254,13 +264,10 @@ async def page(
 def _page(
     one_account: bool, one_region: bool, expression: filters.Expression | None, keys: tuple[Key, ...], continued: bool
 ) -> Statement:
-    query = _INSTANCES.where(_LIVE)
-    for where in (
-        InstanceRow.account_id == arg("account_id") if one_account else None,
-        InstanceRow.region_id == arg("region_id") if one_region else None,
-        condition(expression, _COLUMNS) if expression else None,
-        after(keys, _COLUMNS, places(keys)) if continued else None,
-    ):
-        if where is not None:
-            query = query.where(where)
-    return Statement(query.order_by(*ordering(keys, _COLUMNS)).limit(arg("limit")))
+    query = InstanceRow.select().where(_LIVE & (InstanceRow.region_id == RegionRow.region_id))
+    if one_account:
+        query = query.where(InstanceRow.account_id == arg("account_id"))
+    rows = pages.first_rows(query, _COLUMNS, expression, keys, continued=continued).alias("found")
+    columns = [rows.c[field.name] for field in InstanceRow._meta.sorted_fields]
+    page = pages.of_regions(rows, [*columns, _available_to(rows.c.account_id)], keys, one_region=one_region)
+    return Statement(page.join(ImageRow, on=ImageRow.image_id == rows.c.image_id))

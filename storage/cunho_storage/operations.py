@@ -13,9 +13,10 @@ from peewee import SQL, fn
 from cunho_rules import filters
 from cunho_rules.model import Operation
 from cunho_rules.orders import Key
-from cunho_storage.conditions import after, condition, ordering, some_element
+from cunho_storage import pages
+from cunho_storage.conditions import some_element
 from cunho_storage.database import Connection
-from cunho_storage.statements import Statement, any_of, arg, locking, places
+from cunho_storage.statements import Statement, any_of, arg, locking
 from cunho_storage.tables import OperationRow
 
 _THIS = OperationRow.operation_id == arg("operation_id")
@@ -64,6 +65,11 @@ _CLAIM = Statement(
 )
 _EXTEND = Statement(
     OperationRow.update({OperationRow.lease_until: _LEASE}).where(_MINE).returning(OperationRow.cancel_requested)
+)
+_GIVE_BACK = Statement(
+    OperationRow.update(
+        {OperationRow.lease_until: SQL("NULL"), OperationRow.attempts: OperationRow.attempts - SQL("1")}
+    ).where(_MINE)
 )
 _SAVE = Statement(OperationRow.update({OperationRow.steps: arg("steps")}).where(_MINE))
 _END = Statement(
@@ -121,6 +127,11 @@ async def extend(connection: Connection, operation: Operation, lease_seconds: fl
         _EXTEND, operation_id=operation.operation_id, epoch=operation.epoch, lease_seconds=lease_seconds
     )
     return cancel
+
+
+async def give_back(connection: Connection, operation: Operation) -> None:
+    """Ends the lease of a worker that stops, and forgets its attempt, which did not fail; nothing if the lease is lost."""
+    await connection.run(_GIVE_BACK, operation_id=operation.operation_id, epoch=operation.epoch)
 
 
 async def save(connection: Connection, operation: Operation, steps: Sequence[Mapping[str, Any]]) -> bool:
@@ -184,11 +195,6 @@ def _page(
     one_account: bool, expression: filters.Expression | None, keys: tuple[Key, ...], continued: bool
 ) -> Statement:
     query = OperationRow.select()
-    for where in (
-        OperationRow.account_id == arg("account_id") if one_account else None,
-        condition(expression, _COLUMNS) if expression else None,
-        after(keys, _COLUMNS, places(keys)) if continued else None,
-    ):
-        if where is not None:
-            query = query.where(where)
-    return Statement(query.order_by(*ordering(keys, _COLUMNS)).limit(arg("limit")))
+    if one_account:
+        query = query.where(OperationRow.account_id == arg("account_id"))
+    return Statement(pages.first_rows(query, _COLUMNS, expression, keys, continued=continued))

@@ -13,7 +13,8 @@ _ZONES = ZoneRow.select(
     fn.COALESCE(fn.ARRAY_AGG(ZoneRow.zone_id).order_by(ZoneRow.zone_id), SQL("'{}'::text[]"))
 ).where(ZoneRow.region_id == RegionRow.region_id)
 _REGIONS = RegionRow.select(*RegionRow._meta.sorted_fields, _ZONES.alias("zone_ids"))
-_GET = Statement(_REGIONS.where(RegionRow.region_id == arg("region_id")))
+ONE = _REGIONS.where(RegionRow.region_id == arg("region_id"))
+_GET = Statement(ONE)
 _LIST = Statement(_REGIONS.where(RegionRow.region_id > arg("after")).order_by(RegionRow.region_id).limit(arg("limit")))
 _EXISTING = Statement(RegionRow.select(RegionRow.region_id).where(RegionRow.region_id == any_of("region_ids")))
 _PUT_REGION = Statement(
@@ -26,7 +27,8 @@ _PUT_ZONE = Statement(
     ZoneRow.insert({ZoneRow.zone_id: arg("zone_id"), ZoneRow.region_id: arg("region_id")}).on_conflict_ignore()
 )
 
-_GET_TYPE = Statement(InstanceTypeRow.select().where(InstanceTypeRow.instance_type == arg("instance_type")))
+ONE_TYPE = InstanceTypeRow.select().where(InstanceTypeRow.instance_type == arg("instance_type"))
+_GET_TYPE = Statement(ONE_TYPE)
 _LIST_TYPES = Statement(
     InstanceTypeRow.select()
     .where(InstanceTypeRow.instance_type > arg("after"))

@@ -1,10 +1,10 @@
 """Reads and writes of image shares. Whoever writes them holds the lock of the image, and keeps its counter true."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from peewee import JOIN, SQL, fn
+from peewee import CTE, JOIN, SQL, Select, fn
 
 from cunho_rules.limits import QUOTA_LIMIT_MAX
 from cunho_rules.model import Recipient
@@ -17,15 +17,21 @@ _SHARES = ImageShareRow.select(ImageShareRow.recipient_account_id, ImageShareRow
     ImageShareRow.recipient_account_id
 )
 _LIST = Statement(_SHARES.where(_OF_IMAGE & (ImageShareRow.recipient_account_id > arg("after"))).limit(arg("limit")))
-_SOME = Statement(_SHARES.where(_OF_IMAGE & (ImageShareRow.recipient_account_id == any_of("account_ids"))))
-_RECIPIENTS = Statement(
+#: Those of the shares that are with some accounts.
+SOME = _SHARES.where(_OF_IMAGE & (ImageShareRow.recipient_account_id == any_of("account_ids")))
+#: Those of some accounts that are known, whether active in the image's region, and whether it is shared with them.
+RECIPIENTS = (
     AccountRow.select(
         AccountRow.account_id, AccountRegionRow.region_id.is_null(False), ImageShareRow.image_id.is_null(False)
     )
     .join(
         AccountRegionRow,
         JOIN.LEFT_OUTER,
-        on=(AccountRegionRow.account_id == AccountRow.account_id) & (AccountRegionRow.region_id == arg("region_id")),
+        on=(AccountRegionRow.account_id == AccountRow.account_id)
+        & (
+            AccountRegionRow.region_id
+            == ImageRow.select(ImageRow.region_id).where(ImageRow.image_id == arg("image_id"))
+        ),
     )
     .join(
         ImageShareRow,
@@ -34,23 +40,27 @@ _RECIPIENTS = Statement(
     )
     .where(AccountRow.account_id == any_of("account_ids"))
 )
+_RECIPIENTS = Statement(RECIPIENTS)
+_COUNTED = ImageRow.update({ImageRow.share_count: ImageRow.share_count + arg("added", "int")}).where(
+    (ImageRow.image_id == arg("image_id")) & (ImageRow.share_count + arg("added", "int") <= ImageRow.share_limit)
+)
+_COUNT = Statement(_COUNTED)
+_IMAGE = CTE("image", _COUNTED.returning(ImageRow.image_id, ImageRow.owner_account_id, ImageRow.region_id))
 _ADD = Statement(
     ImageShareRow.insert_from(
-        ImageRow.select(
-            ImageRow.image_id,
-            fn.UNNEST(arg("account_ids", "text[]")),
-            ImageRow.owner_account_id,
-            ImageRow.region_id,
-            ImageRow.owner_account_id,
-            SQL("now()"),
-        ).where(ImageRow.image_id == arg("image_id")),
+        Select(
+            [_IMAGE],
+            [
+                _IMAGE.c.image_id,
+                fn.UNNEST(arg("account_ids", "text[]")),
+                _IMAGE.c.owner_account_id,
+                _IMAGE.c.region_id,
+                _IMAGE.c.owner_account_id,
+                SQL("now()"),
+            ],
+        ),
         fields=ImageShareRow._meta.sorted_fields,
-    )
-)
-_ADD_TO_COUNT = Statement(
-    ImageRow.update({ImageRow.share_count: ImageRow.share_count + arg("added", "int")}).where(
-        (ImageRow.image_id == arg("image_id")) & (ImageRow.share_count + arg("added", "int") <= ImageRow.share_limit)
-    )
+    ).with_cte(_IMAGE)
 )
 _REMOVE = Statement(
     ImageShareRow.delete()
@@ -80,32 +90,31 @@ async def account_ids(connection: Connection, image_id: str) -> list[str]:
     return [share.account_id for share in await list_(connection, image_id, limit=QUOTA_LIMIT_MAX)]
 
 
-async def some(connection: Connection, image_id: str, account_ids: Sequence[str]) -> list[Share]:
-    """The shares of the image with those of the accounts that have one, by account."""
-    return [Share._make(row) for row in await connection.rows(_SOME, image_id=image_id, account_ids=account_ids)]
+async def recipients(connection: Connection, image_id: str, account_ids: Sequence[str]) -> tuple[Recipient, ...]:
+    """What the rules want to know of the accounts that the image would be shared with, in their order."""
+    return as_recipients(account_ids, await connection.rows(_RECIPIENTS, image_id=image_id, account_ids=account_ids))
 
 
-async def recipients(
-    connection: Connection, image_id: str, region_id: str, account_ids: Sequence[str]
-) -> tuple[Recipient, ...]:
-    """What the rules want to know of the accounts that an image of the region would be shared with, in their order."""
-    rows = await connection.rows(_RECIPIENTS, image_id=image_id, region_id=region_id, account_ids=account_ids)
+def as_recipients(account_ids: Sequence[str], rows: Iterable[Any]) -> tuple[Recipient, ...]:
+    """The accounts, in their order, as rows of RECIPIENTS describe them."""
     known = {row[0]: Recipient(row[0], True, row[1], row[2]) for row in rows}
     return tuple(known.get(account_id, Recipient(account_id, False, False, False)) for account_id in account_ids)
 
 
 async def add(connection: Connection, image_id: str, account_ids: Sequence[str]) -> bool:
     """Shares the image with accounts that do not have it; False, with nothing done, if its limit has no room."""
-    if not await connection.run(_ADD_TO_COUNT, image_id=image_id, added=len(account_ids)):
-        return False
-    await connection.run(_ADD, image_id=image_id, account_ids=account_ids)
-    return True
+    if not account_ids:
+        return True
+    added = await connection.run(_ADD, image_id=image_id, account_ids=account_ids, added=len(account_ids))
+    return added == len(account_ids)
 
 
 async def remove(connection: Connection, image_id: str, account_ids: Sequence[str]) -> list[str]:
     """Takes the image back from the accounts; those that had it, sorted."""
+    if not account_ids:
+        return []
     removed = [row[0] for row in await connection.rows(_REMOVE, image_id=image_id, account_ids=account_ids)]
-    await connection.run(_ADD_TO_COUNT, image_id=image_id, added=-len(removed))
+    await connection.run(_COUNT, image_id=image_id, added=-len(removed))
     return sorted(removed)
 
 

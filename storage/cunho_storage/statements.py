@@ -10,7 +10,7 @@ migrations.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from peewee import SQL, Cast, Node, PostgresqlDatabase, Query, Value, fn
+from peewee import SQL, Cast, Node, PostgresqlDatabase, Query, Select, Value, fn
 
 from cunho_rules.orders import Key
 
@@ -48,6 +48,21 @@ def literal(value: str) -> Any:
 def locking(query: Any, strength: str, *, skip_locked: bool = False) -> Any:
     """The query, locking the rows that it finds: strength "UPDATE", "NO KEY UPDATE", "SHARE" or "KEY SHARE"."""
     return query.for_update(f"FOR {strength}", skip_locked=skip_locked or None)
+
+
+def first_row(query: Any) -> Any:
+    """The first row of a query, as one column: a tuple, or None."""
+    return Select([query.alias("row")], [SQL('"row"')])
+
+
+def every_row(query: Any) -> Any:
+    """All rows of a query, as one column: a list of tuples."""
+    return fn.ARRAY(first_row(query))
+
+
+def together(*columns: Any) -> Any:
+    """What several queries find, in one row: what needs no lock in between needs one round trip alone."""
+    return Select([], columns)
 
 
 _PLACE_TYPES = {"create_time": "timestamptz", "update_time": "timestamptz", "size_bytes": "bigint"}

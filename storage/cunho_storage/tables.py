@@ -212,7 +212,8 @@ class ImageRow(Model):
                 "image_copy_of_own",
             ),
             _unique("image_of_owner", "image_id, owner_account_id"),
-            _unique("image_of_owner_in_region", "image_id, owner_account_id, region_id"),
+            # In this order it also finds whatever an account ever had in a region.
+            _unique("image_of_owner_in_region", "owner_account_id, region_id, image_id"),
             _foreign("image_region", "region_id", "region"),
             _foreign("image_owner", "owner_account_id, region_id", "account_region (account_id, region_id)"),
             _foreign("image_copy", "source_image_id, copy_owner_account_id", "image (image_id, owner_account_id)"),
@@ -240,8 +241,16 @@ class ImageRow(Model):
                 "image (region_id, create_time, image_id)",
                 where="state <> 'DELETED' AND owner_account_id IS NULL",
             ),
-            _index("image_newest", "image (region_id, create_time, image_id)", where="state <> 'DELETED'"),
-            _index("image_newest_anywhere", "image (create_time, image_id)", where="state <> 'DELETED'"),
+            _index(
+                "image_newest_custom",
+                "image (region_id, create_time, image_id)",
+                where="state <> 'DELETED' AND owner_account_id IS NOT NULL",
+            ),
+            _index(
+                "image_name_custom",
+                "image (region_id, name, image_id)",
+                where="state <> 'DELETED' AND owner_account_id IS NOT NULL",
+            ),
             _index(
                 "image_family",
                 "image (region_id, family, create_time)",
@@ -378,8 +387,16 @@ class InstanceRow(Model):
                 where="state <> 'DELETED'",
             ),
             _index("instance_newest", "instance (region_id, create_time, instance_id)", where="state <> 'DELETED'"),
-            _index("instance_newest_anywhere", "instance (create_time, instance_id)", where="state <> 'DELETED'"),
+            _index(
+                "instance_name_of_account",
+                "instance (account_id, region_id, name, instance_id)",
+                where="state <> 'DELETED'",
+            ),
+            _index("instance_name", "instance (region_id, name, instance_id)", where="state <> 'DELETED'"),
             _index("instance_of_image", "instance (image_id, account_id)", where="state <> 'DELETED'"),
+            # What foreign keys look up when an account leaves a region, and when an operation is deleted.
+            _index("instance_of_account", "instance (account_id, region_id)"),
+            _index("instance_of_operation", "instance (operation_id)", where="operation_id IS NOT NULL"),
         )
 
 

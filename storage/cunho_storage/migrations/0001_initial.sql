@@ -100,7 +100,7 @@ CREATE TABLE image (
   CONSTRAINT image_delete_time CHECK ((state = 'DELETED') = (delete_time IS NOT NULL)),
   CONSTRAINT image_copy_of_own CHECK ((origin = 'COPIED') = (copy_owner_account_id IS NOT NULL) AND (copy_owner_account_id IS NULL OR (copy_owner_account_id = owner_account_id AND source_image_id IS NOT NULL))),
   CONSTRAINT image_of_owner UNIQUE (image_id, owner_account_id),
-  CONSTRAINT image_of_owner_in_region UNIQUE (image_id, owner_account_id, region_id),
+  CONSTRAINT image_of_owner_in_region UNIQUE (owner_account_id, region_id, image_id),
   CONSTRAINT image_region FOREIGN KEY (region_id) REFERENCES region,
   CONSTRAINT image_owner FOREIGN KEY (owner_account_id, region_id) REFERENCES account_region (account_id, region_id),
   CONSTRAINT image_copy FOREIGN KEY (source_image_id, copy_owner_account_id) REFERENCES image (image_id, owner_account_id)
@@ -109,8 +109,8 @@ CREATE UNIQUE INDEX image_name_of_owner ON image (owner_account_id, region_id, n
 CREATE UNIQUE INDEX image_name_public ON image (region_id, name) WHERE state <> 'DELETED' AND owner_account_id IS NULL;
 CREATE INDEX image_newest_of_owner ON image (owner_account_id, region_id, create_time, image_id) WHERE state <> 'DELETED';
 CREATE INDEX image_newest_public ON image (region_id, create_time, image_id) WHERE state <> 'DELETED' AND owner_account_id IS NULL;
-CREATE INDEX image_newest ON image (region_id, create_time, image_id) WHERE state <> 'DELETED';
-CREATE INDEX image_newest_anywhere ON image (create_time, image_id) WHERE state <> 'DELETED';
+CREATE INDEX image_newest_custom ON image (region_id, create_time, image_id) WHERE state <> 'DELETED' AND owner_account_id IS NOT NULL;
+CREATE INDEX image_name_custom ON image (region_id, name, image_id) WHERE state <> 'DELETED' AND owner_account_id IS NOT NULL;
 CREATE INDEX image_family ON image (region_id, family, create_time) WHERE state = 'AVAILABLE' AND owner_account_id IS NULL;
 CREATE INDEX image_copies ON image (source_image_id) WHERE state = 'COPYING';
 
@@ -204,8 +204,11 @@ CREATE TABLE instance (
 );
 CREATE INDEX instance_newest_of_account ON instance (account_id, region_id, create_time, instance_id) WHERE state <> 'DELETED';
 CREATE INDEX instance_newest ON instance (region_id, create_time, instance_id) WHERE state <> 'DELETED';
-CREATE INDEX instance_newest_anywhere ON instance (create_time, instance_id) WHERE state <> 'DELETED';
+CREATE INDEX instance_name_of_account ON instance (account_id, region_id, name, instance_id) WHERE state <> 'DELETED';
+CREATE INDEX instance_name ON instance (region_id, name, instance_id) WHERE state <> 'DELETED';
 CREATE INDEX instance_of_image ON instance (image_id, account_id) WHERE state <> 'DELETED';
+CREATE INDEX instance_of_account ON instance (account_id, region_id);
+CREATE INDEX instance_of_operation ON instance (operation_id) WHERE operation_id IS NOT NULL;
 
 CREATE TABLE request_log (
   account_id TEXT NOT NULL COLLATE "C",

@@ -1,0 +1,100 @@
+"""What the rules want to know before the writes that are made most: of several nouns, in one statement each.
+
+Nothing is locked here: what must stay as it is has been locked by an earlier statement.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from cunho_rules.model import Account, Image, Instance, InstanceType, Place, Recipient, Region
+from cunho_storage import accounts, images, instances, regions, shares
+from cunho_storage.database import Connection
+from cunho_storage.shares import Share
+from cunho_storage.statements import Statement, every_row, first_row, together
+
+_LAUNCH = Statement(
+    together(first_row(images.ONE), first_row(accounts.ONE), first_row(regions.ONE), first_row(regions.ONE_TYPE))
+)
+_CREATION = Statement(
+    together(
+        first_row(accounts.ONE),
+        first_row(regions.ONE),
+        first_row(accounts.COUNTER),
+        first_row(accounts.HELD),
+        first_row(instances.ONE),
+    )
+)
+_SHARE = Statement(together(first_row(images.ONE), first_row(accounts.ONE), every_row(shares.RECIPIENTS)))
+_SHARED = Statement(together(first_row(images.ONE), every_row(shares.SOME)))
+
+Value = TypeVar("Value")
+
+
+async def _row(connection: Connection, statement: Statement, **arguments: Any) -> Sequence[Any]:
+    row = await connection.row(statement, **arguments)
+    assert row is not None, "it is a row of columns that are NULL where nothing is found"
+    return tuple(row)
+
+
+def _made(make: Callable[[Sequence[Any]], Value], row: Sequence[Any] | None) -> Value | None:
+    return None if row is None else make(row)
+
+
+async def launch(
+    connection: Connection, *, image_id: str, account_id: str, region_id: str, instance_type: str
+) -> tuple[Image | None, Account | None, Region | None, InstanceType | None]:
+    """What an instance is launched from, by whom, where and as what."""
+    row = await _row(
+        connection, _LAUNCH, image_id=image_id, account_id=account_id, region_id=region_id, instance_type=instance_type
+    )
+    image, account, region, type_ = row
+    return (
+        _made(Image._make, image),
+        _made(Account._make, account),
+        _made(Region._make, region),
+        _made(InstanceType._make, type_),
+    )
+
+
+async def creation(
+    connection: Connection, *, account_id: str, region_id: str, name: str, instance_id: str
+) -> tuple[Account | None, Region | None, Place, Instance | None]:
+    """Who makes an image, where, in which place, and from what."""
+    row = await _row(
+        connection,
+        _CREATION,
+        account_id=account_id,
+        region_id=region_id,
+        name=name,
+        except_id="",
+        instance_id=instance_id,
+    )
+    account, region, counter, held, instance = row
+    return (
+        _made(Account._make, account),
+        _made(Region._make, region),
+        accounts.as_place(region_id, name, counter, held),
+        _made(Instance._make, instance),
+    )
+
+
+async def share(
+    connection: Connection, image_id: str, account_id: str, account_ids: Sequence[str]
+) -> tuple[Image | None, Account | None, tuple[Recipient, ...]]:
+    """What is shared, by whom, and with whom."""
+    row = await _row(connection, _SHARE, image_id=image_id, account_id=account_id, account_ids=account_ids)
+    image, account, recipients = row
+    return (
+        _made(Image._make, image),
+        _made(Account._make, account),
+        shares.as_recipients(account_ids, recipients),
+    )
+
+
+async def shared(
+    connection: Connection, image_id: str, account_id: str, account_ids: Sequence[str]
+) -> tuple[Image | None, list[Share]]:
+    """The image, and its shares with those of the accounts that have one."""
+    row = await _row(connection, _SHARED, image_id=image_id, account_id=account_id, account_ids=account_ids)
+    image, found = row
+    return _made(Image._make, image), [Share._make(each) for each in found]
