@@ -1,0 +1,63 @@
+"""The documents say what the code says: generated pages are current, links lead somewhere, tests named exist."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docs import generate
+
+from cunho_rules.actions import ACTIONS
+from cunho_rules.checks import Check
+
+ROOT = Path(__file__).parents[1]
+PAGES = {"rules.md": generate.rules_page, "errors.md": generate.errors_page}
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "client/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+CHECKS = sorted({check for action in ACTIONS for check in action.checks}, key=lambda check: (check.rule, check.demand))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_generated_page_is_what_make_docs_writes(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == PAGES[name](), "run make docs"
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.rule} {check.demand}")
+def test_the_page_of_the_rules_says_how_a_check_refuses(check: Check) -> None:
+    (section,) = re.findall(rf"^### {check.rule}\n(.*?)(?=^##)", generate.rules_page(), re.DOTALL | re.MULTILINE)
+    assert check.demand in section
+    assert any(f"[{reason}]" in section for reason in generate.reasons(check))
+
+
+def links(document: Path) -> Iterator[tuple[Path, str]]:
+    """File and anchor that each link of the document to a file of this project names."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            yield (document.parent / path if path else document), anchor
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of the document's headings."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(document: Path) -> None:
+    broken = [
+        f"{path.name}#{anchor}"
+        for path, anchor in links(document)
+        if not path.exists() or (anchor and anchor not in anchors(path))
+    ]
+    assert broken == []
+
+
+def test_every_decision_is_listed_in_the_architecture() -> None:
+    listed = {path.name for path, _ in links(ROOT / "docs/architecture.md") if path.parent.name == "decisions"}
+    assert listed == {path.name for path in ROOT.glob("docs/decisions/*.md")}
+
+
+def test_every_test_of_a_bug_found_exists() -> None:
+    named = set(re.findall(r"\btest_\w+", (ROOT / "docs/found-bugs.md").read_text()))
+    tests = "\n".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
+    assert {name for name in named if f"def {name}(" not in tests} == set()
