@@ -1,0 +1,73 @@
+"""Queries are composed once, with a numbered place for every argument and every constant."""
+
+import pytest
+from peewee import Case
+
+from cunho_rules.orders import Key
+from cunho_storage.statements import Statement, any_of, arg, literal, locking, places
+from cunho_storage.tables import ImageRow, RegionRow
+
+ALL = ImageRow.select(ImageRow.image_id)
+
+
+def test_places_are_numbered_in_their_order() -> None:
+    statement = Statement(ALL.where((ImageRow.region_id == arg("region_id")) & (ImageRow.name == arg("name"))))
+    assert statement.text.endswith('WHERE (("t1"."region_id" = $1) AND ("t1"."name" = $2))')
+    assert statement.values({"name": "web", "region_id": "north"}) == ["north", "web"]
+
+
+def test_an_argument_that_stands_twice_has_one_number() -> None:
+    statement = Statement(ALL.where((ImageRow.name == arg("name")) | (ImageRow.family == arg("name"))))
+    assert statement.text.endswith('WHERE (("t1"."name" = $1) OR ("t1"."family" = $1))')
+    assert statement.values({"name": "web"}) == ["web"]
+
+
+def test_constants_are_values_with_numbers_of_their_own() -> None:
+    statement = Statement(
+        ALL.where((ImageRow.state == "FAILED") & (ImageRow.name == arg("name")) & (ImageRow.family == "FAILED"))
+    )
+    assert statement.values({"name": "web"}) == ["FAILED", "web", "FAILED"]
+    assert "FAILED" not in statement.text
+
+
+def test_a_literal_stands_in_the_text_quoted() -> None:
+    statement = Statement(ALL.where(ImageRow.state != literal("it's")))
+    assert statement.text.endswith("""WHERE ("t1"."state" != 'it''s')""")
+    assert statement.values({}) == []
+
+
+def test_a_type_is_named_where_the_context_tells_none() -> None:
+    assert Statement(ALL.where(arg("wanted", "text") == "")).text.endswith("WHERE (CAST($1 AS text) = $2)")
+
+
+def test_a_list_is_one_argument() -> None:
+    statement = Statement(ALL.where(ImageRow.image_id == any_of("image_ids")))
+    assert statement.text.endswith('WHERE ("t1"."image_id" = ANY(CAST($1 AS text[])))')
+    assert statement.values({"image_ids": ["img-1", "img-2"]}) == [["img-1", "img-2"]]
+
+
+def test_an_argument_that_is_not_given_is_a_mistake() -> None:
+    with pytest.raises(KeyError, match="name"):
+        Statement(ALL.where(ImageRow.name == arg("name"))).values({})
+
+
+@pytest.mark.parametrize("strength", ["UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE"])
+def test_a_lock_is_part_of_the_query(strength: str) -> None:
+    assert Statement(locking(ALL, strength)).text.endswith(f" FOR {strength}")
+    assert Statement(locking(ALL, strength, skip_locked=True)).text.endswith(f" FOR {strength} SKIP LOCKED")
+
+
+def test_a_page_comes_after_a_typed_place() -> None:
+    keys = (Key("create_time", True), Key("size_bytes", False), Key("image_id", False))
+    text = Statement(Case(None, [(place.is_null(), place) for place in places(keys)])).text
+    assert [kind for kind in ("timestamptz", "bigint", "text") if f"AS {kind})" in text] == [
+        "timestamptz",
+        "bigint",
+        "text",
+    ]
+
+
+def test_a_write_names_its_columns_by_argument() -> None:
+    statement = Statement(RegionRow.update({RegionRow.currency: arg("currency")}).where(RegionRow.region_id == "north"))
+    assert statement.text == 'UPDATE "region" SET "currency" = $1 WHERE ("region"."region_id" = $2)'
+    assert statement.values({"currency": "EUR"}) == ["EUR", "north"]
