@@ -66,11 +66,13 @@ class World:
 
     async def _serve(self) -> None:
         self._stopped = asyncio.Event()
-        async with app.opened(self.settings, self.dsn) as self.database:
-            async with app.serving(self.settings, self.database, self._driver) as serving:
-                self.address, self.service = serving.address, serving.service
-                self._ready.set()
-                await self._stopped.wait()
+        async with (
+            app.opened(self.settings, self.dsn) as self.database,
+            app.serving(self.settings, self.database, self._driver) as serving,
+        ):
+            self.address, self.service = serving.address, serving.service
+            self._ready.set()
+            await self._stopped.wait()
 
     def stop(self) -> None:
         """Stops the service and closes every client of it."""
@@ -172,7 +174,12 @@ class Postgres:
 
     def settings(self, dsn: str, **settings: Any) -> Settings:
         """Settings of a server for tests over that database."""
-        given = {"address": "127.0.0.1:0", "data_dir": self.folder / "server", "shutdown_seconds": 0, "workers": 4}
+        given: dict[str, Any] = {
+            "address": "127.0.0.1:0",
+            "data_dir": self.folder / "server",
+            "shutdown_seconds": 0,
+            "workers": 4,
+        }
         return Settings(**(given | {"database_url": dsn, "catalog": CATALOG, "lease_seconds": 2} | settings))
 
     def stop(self) -> None:

@@ -104,7 +104,8 @@ class Methods(ABC):
         Who: the operator. Refuses: OPERATOR_ROLE_REQUIRED, INVALID_PAGE_TOKEN.
 
         Args:
-            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000. Default: 50.
+            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000, and a page ends early at 3
+                MiB. Default: 50.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = v1.ListAccountsRequest(page_size=page_size)
@@ -183,7 +184,8 @@ class Methods(ABC):
 
         Args:
             region_id: Region to list, or "-" for all. Required.
-            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000. Default: 50.
+            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000, and a page ends early at 3
+                MiB. Default: 50.
             filter: Which images, up to 2048 characters, for example `kind = PUBLIC AND os.platform = "ubuntu" AND bits
                 = 64`. Fields: image_id, name, description, owner_account_id, kind, origin, state, family, architecture,
                 bits, os.family, os.platform, os.version, software.name, software.version, labels.KEY,
@@ -599,7 +601,8 @@ class Methods(ABC):
 
         Args:
             image_id: The image. Required.
-            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000. Default: 50.
+            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000, and a page ends early at 3
+                MiB. Default: 50.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = v1.ListImageSharesRequest(image_id=image_id, page_size=page_size)
@@ -824,7 +827,8 @@ class Methods(ABC):
 
         Args:
             region_id: Region to list, or "-" for all. Required.
-            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000. Default: 50.
+            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000, and a page ends early at 3
+                MiB. Default: 50.
             filter: Which instances, up to 2048 characters, for example `image_id = "img-3k9x0q2z" AND state = RUNNING`.
                 Fields: instance_id, name, description, account_id, zone_id, instance_type, image_id, state, labels.KEY,
                 create_time, update_time. Operators as in ListImagesRequest.filter. Default: all.
@@ -1018,7 +1022,8 @@ class Methods(ABC):
         Who: everybody. Refuses: INVALID_PAGE_TOKEN.
 
         Args:
-            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000. Default: 50.
+            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000, and a page ends early at 3
+                MiB. Default: 50.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = v1.ListInstanceTypesRequest(page_size=page_size)
@@ -1085,7 +1090,8 @@ class Methods(ABC):
 
         Args:
             account_id: Account. Default: the caller's; required of the operator.
-            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000. Default: 50.
+            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000, and a page ends early at 3
+                MiB. Default: 50.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = v1.ListQuotasRequest(account_id=account_id, page_size=page_size)
@@ -1137,7 +1143,8 @@ class Methods(ABC):
         Who: everybody. Refuses: INVALID_PAGE_TOKEN.
 
         Args:
-            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000. Default: 50.
+            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000, and a page ends early at 3
+                MiB. Default: 50.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = v1.ListRegionsRequest(page_size=page_size)

@@ -29,6 +29,9 @@ PAGE_TOKEN_LENGTH = 4096
 #: Results in a page if the caller names no number, and at most.
 PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX = 50, 1000
 
+#: Operations in a page at most: one that launched many instances carries all of them.
+OPERATIONS_PAGE_SIZE_MAX = 100
+
 #: Labels of one resource.
 LABELS = 64
 

@@ -25,7 +25,10 @@ Problem = Callable[[Any], str | None]
 
 
 def text(maximum: int, minimum: int = 0) -> Problem:
-    """Text of `minimum` to `maximum` characters, in Unicode normal form C, every character visible."""
+    """Text of `minimum` to `maximum` characters, in Unicode normal form C, every character visible.
+
+    Text that must not be empty must not begin or end with a blank either.
+    """
 
     def problem(value: str) -> str | None:
         if len(value) < minimum:
@@ -36,6 +39,8 @@ def text(maximum: int, minimum: int = 0) -> Problem:
             return f"must not contain control or invisible characters, has U+{ord(unseen[0]):04X}"
         if not unicodedata.is_normalized("NFC", value):
             return "must be in Unicode normal form C"
+        if minimum and value != value.strip():
+            return "must not begin or end with a blank"
         return None
 
     return problem

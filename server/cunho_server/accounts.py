@@ -44,10 +44,8 @@ class AccountService(Servicer, account_service_pb2_grpc.AccountServiceServicer):
         async with self.reading(context) as (caller, connection):
             after = page.place[0] if page.place else ""
             found = await accounts.list_(connection, after=after, limit=page.size + 1)
-        return pb.ListAccountsResponse(
-            accounts=map(messages.account, found[: page.size]),
-            next_page_token=page.token(self.service, caller, request, found),
-        )
+        shown, token = page.filled(self.service, caller, request, found, messages.account)
+        return pb.ListAccountsResponse(accounts=shown, next_page_token=token)
 
     async def UpdateAccount(self, request: pb.UpdateAccountRequest, context: Any) -> pb.Account:
         async with self.mutation(request, context) as mutation:

@@ -1,6 +1,7 @@
 """ImageService. Each method: who calls, the facts, the rules, the write, the answer."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from google.longrunning.operations_pb2 import Operation
@@ -62,10 +63,8 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
                 instance_type=usable_with,
             )
         actions.LIST_IMAGES.enforce(facts, partial=True)
-        return pb.ListImagesResponse(
-            images=[messages.image(caller, image) for image in found[: page.size]],
-            next_page_token=page.token(self.service, caller, request, found),
-        )
+        shown, token = page.filled(self.service, caller, request, found, partial(messages.image, caller))
+        return pb.ListImagesResponse(images=shown, next_page_token=token)
 
     async def ResolveImage(self, request: pb.ResolveImageRequest, context: Any) -> pb.Image:
         architecture = messages.ARCHITECTURE.name(request.architecture)
@@ -272,10 +271,8 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             actions.LIST_IMAGE_SHARES.enforce(facts)
             after = page.place[0] if page.place else ""
             found = await shares.list_(connection, request.image_id, after=after, limit=page.size + 1)
-        return pb.ListImageSharesResponse(
-            shares=[_share(request.image_id, share) for share in found[: page.size]],
-            next_page_token=page.token(self.service, caller, request, found),
-        )
+        shown, token = page.filled(self.service, caller, request, found, partial(_share, request.image_id))
+        return pb.ListImageSharesResponse(shares=shown, next_page_token=token)
 
     async def LeaveImageShare(self, request: pb.LeaveImageShareRequest, context: Any) -> pb.LeaveImageShareResponse:
         async with self.mutation(request, context) as mutation:

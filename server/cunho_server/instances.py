@@ -75,10 +75,8 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
             region = await regions.get(connection, doubtful) if doubtful else None
         facts = Facts(action="ListInstances", caller=caller, region_id=doubtful, region=region)
         actions.LIST_INSTANCES.enforce(facts, partial=True)
-        return pb.ListInstancesResponse(
-            instances=map(messages.instance, found[: page.size]),
-            next_page_token=page.token(self.service, caller, request, found),
-        )
+        shown, token = page.filled(self.service, caller, request, found, messages.instance)
+        return pb.ListInstancesResponse(instances=shown, next_page_token=token)
 
     async def UpdateInstance(self, request: pb.UpdateInstanceRequest, context: Any) -> pb.Instance:
         async with self.mutation(request, context) as mutation:
@@ -141,10 +139,8 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
         async with self.reading(context) as (caller, connection):
             after = page.place[0] if page.place else ""
             found = await regions.list_types(connection, after=after, limit=page.size + 1)
-        return pb.ListInstanceTypesResponse(
-            instance_types=map(messages.instance_type, found[: page.size]),
-            next_page_token=page.token(self.service, caller, request, found),
-        )
+        shown, token = page.filled(self.service, caller, request, found, messages.instance_type)
+        return pb.ListInstanceTypesResponse(instance_types=shown, next_page_token=token)
 
     async def CheckInstanceActions(
         self, request: pb.CheckInstanceActionsRequest, context: Any

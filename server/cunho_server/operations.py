@@ -6,6 +6,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 
 from cunho_rules.filters import OPERATION_FIELDS
+from cunho_rules.limits import OPERATIONS_PAGE_SIZE_MAX
 from cunho_rules.model import Caller, Operation, Role
 from cunho_rules.refusals import Reason, Refusal
 from cunho_server import messages
@@ -28,7 +29,12 @@ class Operations(Servicer, operations_pb2_grpc.OperationsServicer):  # type: ign
         self, request: operations_pb2.ListOperationsRequest, context: Any
     ) -> operations_pb2.ListOperationsResponse:
         page = self.page(
-            self.caller(context), request, OPERATION_FIELDS, ("create_time", "operation_id"), "operation_id"
+            self.caller(context),
+            request,
+            OPERATION_FIELDS,
+            ("create_time", "operation_id"),
+            "operation_id",
+            size_max=OPERATIONS_PAGE_SIZE_MAX,
         )
         async with self.reading(context) as (caller, connection):
             found = await operations.page(
@@ -39,10 +45,8 @@ class Operations(Servicer, operations_pb2_grpc.OperationsServicer):  # type: ign
                 place=page.place,
                 limit=page.size + 1,
             )
-        return operations_pb2.ListOperationsResponse(
-            operations=map(messages.operation, found[: page.size]),
-            next_page_token=page.token(self.service, caller, request, found),
-        )
+        shown, token = page.filled(self.service, caller, request, found, messages.operation)
+        return operations_pb2.ListOperationsResponse(operations=shown, next_page_token=token)
 
     async def WaitOperation(
         self, request: operations_pb2.WaitOperationRequest, context: Any

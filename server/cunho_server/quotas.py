@@ -1,6 +1,7 @@
 """QuotaService. Each method: who calls, the facts, the rules, the write, the answer."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from cunho import v1 as pb
@@ -47,10 +48,8 @@ class QuotaService(Servicer, quota_service_pb2_grpc.QuotaServiceServicer):
             )
             after = page.place[0] if page.place else ""
             found = await accounts.list_quotas(connection, account_id, after=after, limit=page.size + 1)
-        return pb.ListQuotasResponse(
-            quotas=[_image_quota(account_id, quota) for quota in found[: page.size]],
-            next_page_token=page.token(self.service, caller, request, found),
-        )
+        shown, token = page.filled(self.service, caller, request, found, partial(_image_quota, account_id))
+        return pb.ListQuotasResponse(quotas=shown, next_page_token=token)
 
     async def SetQuotaLimit(self, request: pb.SetQuotaLimitRequest, context: Any) -> pb.Quota:
         _check_scope(self.caller(context), request)

@@ -17,7 +17,5 @@ class RegionService(Servicer, region_service_pb2_grpc.RegionServiceServicer):
         async with self.reading(context) as (caller, connection):
             after = page.place[0] if page.place else ""
             found = await regions.list_(connection, after=after, limit=page.size + 1)
-        return pb.ListRegionsResponse(
-            regions=map(messages.region, found[: page.size]),
-            next_page_token=page.token(self.service, caller, request, found),
-        )
+        shown, token = page.filled(self.service, caller, request, found, messages.region)
+        return pb.ListRegionsResponse(regions=shown, next_page_token=token)

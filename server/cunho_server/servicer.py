@@ -27,6 +27,10 @@ from cunho_storage import operations, requests
 from cunho_storage.database import Connection, Database
 
 Answer = TypeVar("Answer", bound=Message)
+Row = TypeVar("Row")
+
+#: A page ends early rather than be larger than this: clients accept 4 MiB unless told otherwise.
+_PAGE_SIZE_BYTES = 3 << 20
 
 #: Metadata key that names a request id where the request itself does not.
 IDEMPOTENCY_KEY = "idempotency-key"
@@ -117,12 +121,27 @@ class Page:
     place: list[Any] | None
     size: int
 
-    def token(self, service: Service, caller: Caller, request: Any, rows: Sequence[Any]) -> str:
-        """The token of the next page, given this one and a row more; "" if there is no row more."""
-        if len(rows) <= self.size:
-            return ""
-        last = rows[self.size - 1]
-        return service.page_tokens.make(caller, request, [getattr(last, key.field) for key in self.keys])
+    def filled(
+        self, service: Service, caller: Caller, request: Any, rows: Sequence[Row], make: Callable[[Row], Answer]
+    ) -> tuple[list[Answer], str]:
+        """The messages of the page, and the token of the next one, "" if there is none.
+
+        Args:
+            rows: those of the page, and one more if there is one.
+            make: the message of a row.
+        """
+        shown: list[Answer] = []
+        size_bytes = 0
+        for row in rows[: self.size]:
+            message = make(row)
+            size_bytes += message.ByteSize()
+            if shown and size_bytes > _PAGE_SIZE_BYTES:
+                break
+            shown.append(message)
+        if len(shown) == len(rows):
+            return shown, ""
+        last = rows[len(shown) - 1]
+        return shown, service.page_tokens.make(caller, request, [getattr(last, key.field) for key in self.keys])
 
 
 class Servicer:
@@ -172,12 +191,14 @@ class Servicer:
         fields: Mapping[str, filters.Field] | None = None,
         order_fields: Sequence[str] = (),
         tie_breaker: str = "",
+        size_max: int = PAGE_SIZE_MAX,
     ) -> Page:
         """What the list request asks for. Refuses: INVALID_FILTER, INVALID_ORDER_BY, INVALID_PAGE_TOKEN.
 
         Args:
             fields: what may be filtered on; None if the request has no filter.
             order_fields: what may be ordered by; empty if the only order is the tie breaker's.
+            size_max: results in a page at most.
         """
         expression = (
             _parsed(Reason.INVALID_FILTER, "filter", lambda: filters.parse(request.filter, fields or {}))
@@ -196,7 +217,7 @@ class Servicer:
                 datetime.fromisoformat(value) if key.field.endswith("_time") else value
                 for key, value in zip(keys, place, strict=True)
             ]
-        return Page(expression, keys, place, min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX))
+        return Page(expression, keys, place, min(request.page_size or PAGE_SIZE_DEFAULT, size_max))
 
 
 def one_region(region_id: str) -> str | None:
@@ -212,9 +233,9 @@ def all_of(caller: Caller) -> str | None:
 async def _claim(connection: Connection, key: requests.Key, request: Any) -> None:
     bare = type(request)()
     bare.CopyFrom(request)
-    for field in ("request_id", "validate_only"):
-        if hasattr(bare, field):
-            bare.ClearField(field)
+    for name in ("request_id", "validate_only"):
+        if hasattr(bare, name):
+            bare.ClearField(name)
     fingerprint = hashlib.sha256(bare.SerializeToString(deterministic=True)).digest()
     answered = await requests.claim(connection, key, fingerprint)
     if answered is None:

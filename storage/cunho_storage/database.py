@@ -5,7 +5,7 @@ Everything runs at READ COMMITTED: locks are followed by reads in later statemen
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
@@ -121,6 +121,26 @@ class Connection:
         self._raw.terminate()
 
 
+async def connect(dsn: str, settings: Mapping[str, str] = SESSION) -> Connection:
+    """A new connection, its session in these settings. Refuses: DATABASE_UNAVAILABLE."""
+    with _translated():
+        try:
+            raw = await asyncpg.connect(
+                dsn, server_settings={**settings}, timeout=5, command_timeout=15, statement_cache_size=500
+            )
+        except asyncpg.PostgresError as error:  # whatever keeps us out: a password, a missing or a closed database
+            raise Refusal(Reason.DATABASE_UNAVAILABLE) from error
+        # In binary, because that is how JSON within a row within a row comes: its version, 1, and then the text.
+        await raw.set_type_codec(
+            "jsonb",
+            encoder=lambda value: b"\1" + json.dumps(value).encode(),
+            decoder=lambda data: json.loads(data[1:]),
+            schema="pg_catalog",
+            format="binary",
+        )
+    return Connection(raw)
+
+
 class Database:
     """PostgreSQL behind a list of connections, the last one used first.
 
@@ -180,19 +200,7 @@ class Database:
         while self._idle:
             if (connection := self._idle.pop()).usable:
                 return connection
-        with _translated():
-            raw = await asyncpg.connect(
-                self._dsn, server_settings=self._settings, timeout=5, command_timeout=15, statement_cache_size=500
-            )
-            # In binary, because that is how JSON within a row within a row comes: its version, 1, and then the text.
-            await raw.set_type_codec(
-                "jsonb",
-                encoder=lambda value: b"\1" + json.dumps(value).encode(),
-                decoder=lambda data: json.loads(data[1:]),
-                schema="pg_catalog",
-                format="binary",
-            )
-        return Connection(raw)
+        return await connect(self._dsn, self._settings)
 
 
 async def _roll_back(connection: Connection) -> None:

@@ -258,8 +258,8 @@ _FILTERED: dict[str, ColumnBase | Compare] = {
     "software.version": some_element(ImageRow.software, "version"),
 }
 _USABLE = (
-    (ImageRow.state == "AVAILABLE")
-    & (ImageRow.deprecation_state != "OBSOLETE")
+    (ImageRow.state == literal("AVAILABLE"))
+    & (ImageRow.deprecation_state != literal("OBSOLETE"))
     & (ImageRow.architecture == any_of("architectures"))
     & (ImageRow.min_memory_bytes <= arg("memory_bytes"))
     & (ImageRow.min_disk_bytes <= arg("disk_bytes"))

@@ -166,7 +166,7 @@ async def end(
 # --- pages
 
 _COLUMNS: dict[str, Any] = {
-    "done": OperationRow.end_time.is_null(False),
+    "done": lambda comparison: OperationRow.end_time.is_null(not comparison.value),  # which an index serves
     "method": OperationRow.method,
     "target_id": some_element(OperationRow.target_ids),
     "create_time": OperationRow.create_time,

@@ -133,7 +133,7 @@ def send_bytes(world: World, token: str, method: str, data: bytes, **metadata: s
     with grpc.insecure_channel(world.address) as channel:
         call = channel.unary_unary(method, request_serializer=bytes, response_deserializer=bytes)
         try:
-            return call(data, metadata=sent, timeout=20)
+            return call(data, metadata=tuple(sent), timeout=20)
         except grpc.RpcError as error:
             raise Refused.from_call(error) from None
 

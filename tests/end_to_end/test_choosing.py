@@ -1,6 +1,9 @@
 """Choosing an image: what a caller sees, how lists are filtered, ordered and paged, and which names are free."""
 
+from typing import Any
+
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from tests.end_to_end.steps import (
     GIB,
@@ -18,7 +21,7 @@ from tests.end_to_end.steps import (
 )
 from tests.world import FRANKFURT, GUANGZHOU, SHANGHAI, ZONES, Tenant, World
 
-from cunho import Refused, v1
+from cunho import Client, Refused, v1
 from cunho_rules.refusals import Reason, Refusal
 
 DEBIAN = ["Debian 12 32bit", "Debian 12 64bit", "Debian 12 ARM64"]
@@ -26,9 +29,9 @@ WINDOWS = "Windows Server 2022 64bit"
 ABSENT = "img-00000000"
 
 
-def visible(caller: Tenant, region_id: str = GUANGZHOU, **more: str) -> list[str]:
+def visible(caller: Client, region_id: str = GUANGZHOU, filter: str = "") -> list[str]:
     """Names of the images that the caller is shown, but for public ones."""
-    return names(image for image in caller.list_images(region_id=region_id, **more) if image.owner_account_id)
+    return names(image for image in caller.list_images(region_id=region_id, filter=filter) if image.owner_account_id)
 
 
 # --- SEL-1
@@ -87,30 +90,32 @@ def test_a_caller_sees_public_images_its_own_and_those_shared_with_it_each_in_it
 def requests_that_name(image_id: str, instance_id: str) -> list[tuple[str, Message]]:
     """Every request that may name an image of another account, and its service."""
     images, instances, quotas = "cunho.v1.ImageService", "cunho.v1.InstanceService", "cunho.v1.QuotaService"
-    named = {"image_id": image_id}
     shares_quota = v1.QuotaId.QUOTA_ID_SHARES_PER_IMAGE
     current = v1.Deprecation(state=v1.Deprecation.STATE_CURRENT)
     return [
-        (images, v1.GetImageRequest(**named)),
-        (images, v1.CopyImageRequest(**named, destinations=to(SHANGHAI))),
-        (images, v1.UpdateImageRequest(image=v1.Image(**named, name="new"), update_mask={"paths": ["name"]})),
-        (images, v1.ShareImageRequest(**named, account_ids=["nobody"])),
-        (images, v1.UnshareImageRequest(**named, account_ids=["nobody"])),
-        (images, v1.SetImageSharesRequest(**named)),
-        (images, v1.ListImageSharesRequest(**named)),
-        (images, v1.LeaveImageShareRequest(**named)),
-        (images, v1.DeprecateImageRequest(**named, deprecation=current)),
-        (images, v1.DeleteImageRequest(**named)),
-        (images, v1.CheckImageActionsRequest(**named)),
+        (images, v1.GetImageRequest(image_id=image_id)),
+        (images, v1.CopyImageRequest(image_id=image_id, destinations=to(SHANGHAI))),
+        (
+            images,
+            v1.UpdateImageRequest(image=v1.Image(image_id=image_id, name="new"), update_mask=FieldMask(paths=["name"])),
+        ),
+        (images, v1.ShareImageRequest(image_id=image_id, account_ids=["nobody"])),
+        (images, v1.UnshareImageRequest(image_id=image_id, account_ids=["nobody"])),
+        (images, v1.SetImageSharesRequest(image_id=image_id)),
+        (images, v1.ListImageSharesRequest(image_id=image_id)),
+        (images, v1.LeaveImageShareRequest(image_id=image_id)),
+        (images, v1.DeprecateImageRequest(image_id=image_id, deprecation=current)),
+        (images, v1.DeleteImageRequest(image_id=image_id)),
+        (images, v1.CheckImageActionsRequest(image_id=image_id)),
         (
             instances,
             v1.CreateInstanceRequest(
-                **named, region_id=GUANGZHOU, zone_id=ZONES[GUANGZHOU], instance_type="S5.MEDIUM4"
+                image_id=image_id, region_id=GUANGZHOU, zone_id=ZONES[GUANGZHOU], instance_type="S5.MEDIUM4"
             ),
         ),
-        (instances, v1.ReinstallInstanceRequest(**named, instance_id=instance_id)),
-        (quotas, v1.GetQuotaRequest(**named, quota_id=shares_quota)),
-        (quotas, v1.SetQuotaLimitRequest(**named, quota_id=shares_quota, limit=1)),
+        (instances, v1.ReinstallInstanceRequest(image_id=image_id, instance_id=instance_id)),
+        (quotas, v1.GetQuotaRequest(image_id=image_id, quota_id=shares_quota)),
+        (quotas, v1.SetQuotaLimitRequest(image_id=image_id, quota_id=shares_quota, limit=1)),
     ]
 
 
@@ -147,7 +152,7 @@ def chooser(world: World, driver: Held) -> Tenant:
     """An account with images of its own, one of them FAILED, and one shared with it."""
     caller, other = world.tenant(), world.tenant()
     instance = world.launch(caller).instance_id
-    web = {"instance_id": instance, "family": "web"}
+    web: dict[str, Any] = {"instance_id": instance, "family": "web"}
     world.image(caller, "web 1", labels={"env": "production"}, description="The shop", **web)
     old = world.image(caller, "web 2", labels={"env": "test", "old": "yes"}, **web)
     deprecate(caller, old.image_id, v1.Deprecation.STATE_DEPRECATED)
@@ -244,7 +249,7 @@ def test_a_malformed_filter_is_refused_with_field_and_position(
     chooser: Tenant, filter: str, field: str, position: int
 ) -> None:
     with pytest.raises(Refused) as caught:
-        [*chooser.list_images(region_id=GUANGZHOU, filter=filter)]
+        list(chooser.list_images(region_id=GUANGZHOU, filter=filter))
     told = caught.value
     assert_told(told, "INVALID_ARGUMENT", "INVALID_FILTER", "SEL-3", **told.metadata)
     assert (told.metadata["field"], told.metadata["position"]) == (field, str(position))
@@ -255,13 +260,13 @@ def test_a_malformed_filter_is_refused_with_field_and_position(
 @pytest.mark.rule("SEL-3")
 def test_a_malformed_order_is_refused_with_field_and_position(chooser: Tenant) -> None:
     problem = "at 6: expected one of create_time, update_time, name, size_bytes, image_id, found 'colour'"
-    said = {"field": "colour", "position": 6, "problem": problem}
+    said: dict[str, Any] = {"field": "colour", "position": 6, "problem": problem}
     with refused("INVALID_ARGUMENT", "INVALID_ORDER_BY", "SEL-3", **said) as caught:
-        [*chooser.list_images(region_id=GUANGZHOU, order_by="name, colour desc")]
+        list(chooser.list_images(region_id=GUANGZHOU, order_by="name, colour desc"))
     assert caught.value.violations == {"order_by": problem}
 
 
-def page(world: World, caller: Tenant, token: str, **more: str) -> v1.ListImagesResponse:
+def page(world: World, caller: Tenant, token: str, **more: Any) -> v1.ListImagesResponse:
     """Two of the caller's own images, by name."""
     request = v1.ListImagesRequest(region_id=GUANGZHOU, filter="kind = CUSTOM", order_by="name", page_size=2)
     request.MergeFrom(v1.ListImagesRequest(page_token=token, **more))

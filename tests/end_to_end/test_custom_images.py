@@ -35,8 +35,8 @@ UNREADABLE = Refusal(Reason.IMAGE_FORMAT_MISMATCH, format="QCOW2", found="VMDK")
 
 def create(client: Client, instance_id: str, name: str, **more: Any) -> Operation[v1.Image]:
     """Begins to make an image."""
-    more = {"region_id": GUANGZHOU, "consistency": CRASH_CONSISTENT} | more
-    return client.create_image(instance_id=instance_id, name=name, **more)
+    given: dict[str, Any] = {"region_id": GUANGZHOU, "consistency": CRASH_CONSISTENT} | more
+    return client.create_image(instance_id=instance_id, name=name, **given)
 
 
 def quota(client: Client, region_id: str = GUANGZHOU) -> tuple[int, int, int]:
@@ -177,7 +177,7 @@ def test_the_eleventh_custom_image_of_a_region_is_refused_however_it_is_made(wor
     (instance,) = full.list_instances(region_id=GUANGZHOU)
     elsewhere = world.image(full, "elsewhere", SHANGHAI)  # the other region has its own count
     assert quota(full, SHANGHAI) == (1, 0, 10)
-    said = {"account_id": full.account_id, "region_id": GUANGZHOU, "limit": 10, "usage": 10}
+    said: dict[str, Any] = {"account_id": full.account_id, "region_id": GUANGZHOU, "limit": 10, "usage": 10}
     exceeded = ("RESOURCE_EXHAUSTED", "CUSTOM_IMAGE_QUOTA_EXCEEDED", "CUS-5")
     with refused(*exceeded, **said) as caught:
         create(full, instance.instance_id, "image 11")
@@ -243,7 +243,7 @@ def test_images_that_are_being_made_count_copies_where_they_land(world: World, d
             "imported": v1.Image.STATE_IMPORTING,
             "source": v1.Image.STATE_COPYING,
         }
-        said = {"account_id": owner.account_id, "region_id": GUANGZHOU, "limit": 3, "usage": 3}
+        said: dict[str, Any] = {"account_id": owner.account_id, "region_id": GUANGZHOU, "limit": 3, "usage": 3}
         with refused("RESOURCE_EXHAUSTED", "CUSTOM_IMAGE_QUOTA_EXCEEDED", "CUS-5", **said):
             import_image(owner, "one too many")
     for operation in operations:
@@ -280,7 +280,7 @@ def test_the_operator_raises_and_lowers_the_limit_but_not_below_what_is_used(wor
     raised = set_limit(world, owner.account_id, 11)
     assert (raised.limit, raised.usage, raised.is_default) == (11, 10, False)
     world.image(owner, "image 11", instance_id=instance_id)
-    said = {"quota_id": "CUSTOM_IMAGES", "limit": 10, "usage": 11}
+    said: dict[str, Any] = {"quota_id": "CUSTOM_IMAGES", "limit": 10, "usage": 11}
     with refused("FAILED_PRECONDITION", "QUOTA_BELOW_USAGE", "CUS-5", **said):
         set_limit(world, owner.account_id, 10)
     assert quota(owner) == (11, 0, 11)
@@ -444,7 +444,12 @@ def test_an_instance_in_another_state_is_not_imaged(world: World, driver: Held) 
         with pytest.raises(Refused):
             operation.result(timeout_seconds=20)
     (instance_id,) = operation.metadata.target_ids
-    said = {"instance_id": instance_id, "state": "FAILED", "allowed": "RUNNING or STOPPED", "action": "CreateImage"}
+    said: dict[str, Any] = {
+        "instance_id": instance_id,
+        "state": "FAILED",
+        "allowed": "RUNNING or STOPPED",
+        "action": "CreateImage",
+    }
     with refused("FAILED_PRECONDITION", "INSTANCE_STATE_INVALID", "CUS-8", **said) as caught:
         create(owner, instance_id, "broken")
     assert_explained(caught.value, owner.check_instance_actions(instance_id=instance_id, actions=["CreateImage"]))
@@ -457,7 +462,7 @@ def test_an_instance_with_an_operation_in_progress_is_not_imaged(world: World, d
     with driver.holding("capture"):
         operation = create(owner, instance_id, "first")
         assert owner.get_instance(instance_id=instance_id).state == v1.Instance.STATE_IMAGING
-        said = {"instance_id": instance_id, "state": "IMAGING", "operation": operation.name}
+        said: dict[str, Any] = {"instance_id": instance_id, "state": "IMAGING", "operation": operation.name}
         with refused("ABORTED", "INSTANCE_BUSY", "INS-5", **said) as caught:
             create(owner, instance_id, "second")
         assert caught.value.retry_may_help
@@ -470,7 +475,7 @@ def test_an_instance_with_an_operation_in_progress_is_not_imaged(world: World, d
 def test_an_image_is_made_from_an_instance_of_ones_own_in_its_region(world: World) -> None:
     owner = world.tenant()
     instance_id = world.launch(owner).instance_id
-    said = {"instance_id": instance_id, "instance_region_id": GUANGZHOU, "region_id": SHANGHAI}
+    said: dict[str, Any] = {"instance_id": instance_id, "instance_region_id": GUANGZHOU, "region_id": SHANGHAI}
     with refused("FAILED_PRECONDITION", "INSTANCE_REGION_MISMATCH", "CUS-8", **said):
         create(owner, instance_id, "elsewhere", region_id=SHANGHAI)
     with refused("NOT_FOUND", "INSTANCE_NOT_FOUND", "INS-6", instance_id=instance_id):
@@ -559,10 +564,12 @@ def test_a_name_that_tells_no_format_is_believed(world: World) -> None:
 @pytest.mark.parametrize(("field", "limit"), [("size_bytes", 50 * GIB), ("min_disk_bytes", 500 * GIB)])
 def test_a_file_has_at_most_50_gib_and_the_disk_in_it_500(world: World, field: str, limit: int) -> None:
     owner = world.tenant()
-    said = {"field": field, "size_bytes": limit + 1, "limit_bytes": limit}
+    said: dict[str, Any] = {"field": field, "size_bytes": limit + 1, "limit_bytes": limit}
+    most: dict[str, Any] = {field: limit}
+    too_much: dict[str, Any] = {field: limit + 1}
     with refused("FAILED_PRECONDITION", "IMAGE_TOO_LARGE", "CUS-10", **said):
-        import_image(owner, "too large", **{field: limit + 1})
-    image = import_image(owner, "as large as may be", **{field: limit}).result(timeout_seconds=20)
+        import_image(owner, "too large", **too_much)
+    image = import_image(owner, "as large as may be", **most).result(timeout_seconds=20)
     assert getattr(image, field) == limit
 
 
@@ -584,7 +591,7 @@ def test_what_is_wrong_with_the_contents_is_told_by_the_operation_and_kept_on_th
     (step,) = operation.metadata.steps
     assert step.state == v1.OperationMetadata.Step.STATE_FAILED
     assert Refused.from_status(step.error).reason == "IMAGE_FORMAT_MISMATCH"
-    said = {"image_id": image_id, "state": "FAILED", "allowed": "AVAILABLE", "action": "CreateInstance"}
+    said: dict[str, Any] = {"image_id": image_id, "state": "FAILED", "allowed": "AVAILABLE", "action": "CreateInstance"}
     with refused("FAILED_PRECONDITION", "IMAGE_STATE_INVALID", "INS-1", **said):
         world.launch(owner, image_id)
 
@@ -602,7 +609,7 @@ def test_an_image_is_not_deleted_while_it_is_being_made(world: World, driver: He
             (import_image(owner, "imported"), "IMPORTING"),
         ):
             (image_id,) = operation.metadata.target_ids
-            said = {"image_id": image_id, "state": state, "copies": 0}
+            said: dict[str, Any] = {"image_id": image_id, "state": state, "copies": 0}
             for force in (False, True):
                 with refused("ABORTED", "IMAGE_BUSY", "CUS-11", **said) as caught:
                     owner.delete_image(image_id=image_id, force=force)
@@ -618,7 +625,7 @@ def test_an_image_is_not_deleted_while_it_is_copied_from(world: World, driver: H
     image = world.image(owner)
     with driver.holding("copy"):
         operation = owner.copy_image(image_id=image.image_id, destinations=to(SHANGHAI, FRANKFURT))
-        said = {"image_id": image.image_id, "state": "AVAILABLE", "copies": 2}
+        said: dict[str, Any] = {"image_id": image.image_id, "state": "AVAILABLE", "copies": 2}
         with refused("ABORTED", "IMAGE_BUSY", "CUS-11", **said) as caught:
             owner.delete_image(image_id=image.image_id)
         assert_explained(caught.value, owner.check_image_actions(image_id=image.image_id, actions=["DeleteImage"]))
@@ -638,7 +645,7 @@ def test_a_shared_image_is_deleted_by_force_only_which_takes_it_back(world: Worl
     instance = world.launch(owner, image.image_id)
     account_ids = [recipient.account_id for recipient in recipients]
     owner.share_image(image_id=image.image_id, account_ids=account_ids[:2])
-    said = {"image_id": image.image_id, "account_count": 2, "account_ids": "delete-00, delete-01"}
+    said: dict[str, Any] = {"image_id": image.image_id, "account_count": 2, "account_ids": "delete-00, delete-01"}
     with refused("FAILED_PRECONDITION", "IMAGE_SHARED", "CUS-11", **said) as caught:
         owner.delete_image(image_id=image.image_id)
     assert_explained(caught.value, owner.check_image_actions(image_id=image.image_id, actions=["DeleteImage"]))
@@ -702,7 +709,7 @@ def test_a_copy_is_an_independent_image_that_shares_do_not_follow(world: World) 
 def test_a_copy_goes_to_another_region_that_exists(world: World) -> None:
     owner = world.tenant()
     image = world.image(owner)
-    said = {"image_id": image.image_id, "region_id": GUANGZHOU}
+    said: dict[str, Any] = {"image_id": image.image_id, "region_id": GUANGZHOU}
     for destinations in (to(GUANGZHOU), to(SHANGHAI, GUANGZHOU)):
         with refused("INVALID_ARGUMENT", "COPY_TO_SAME_REGION", "CUS-12", **said) as caught:
             owner.copy_image(image_id=image.image_id, destinations=destinations)
@@ -727,7 +734,12 @@ def test_only_an_available_image_is_copied(world: World, driver: Held) -> None:
     with driver.holding("import"):
         operation = import_image(owner, "stock")
         (image_id,) = operation.metadata.target_ids
-        said = {"image_id": image_id, "state": "IMPORTING", "allowed": "AVAILABLE", "action": "CopyImage"}
+        said: dict[str, Any] = {
+            "image_id": image_id,
+            "state": "IMPORTING",
+            "allowed": "AVAILABLE",
+            "action": "CopyImage",
+        }
         with refused("FAILED_PRECONDITION", "IMAGE_STATE_INVALID", "CUS-12", **said) as caught:
             owner.copy_image(image_id=image_id, destinations=to(SHANGHAI))
         assert_explained(
@@ -766,7 +778,7 @@ def test_each_destination_of_a_copy_has_its_own_result(world: World) -> None:
         ),
     )
     set_limit(world, owner.account_id, 2, SHANGHAI)
-    said = {"account_id": owner.account_id, "region_id": SHANGHAI, "limit": 2, "usage": 2}
+    said: dict[str, Any] = {"account_id": owner.account_id, "region_id": SHANGHAI, "limit": 2, "usage": 2}
     with refused("RESOURCE_EXHAUSTED", "CUSTOM_IMAGE_QUOTA_EXCEEDED", "CUS-5", **said):
         owner.copy_image(
             image_id=image.image_id, destinations=[v1.CopyImageRequest.Destination(region_id=SHANGHAI, name="third")]
@@ -816,7 +828,7 @@ def test_a_suspended_account_makes_shares_and_launches_nothing(
         "CreateInstance": lambda: world.launch(owner, image.image_id),
     }
     for action, act in image_actions.items():
-        said = {"account_id": owner.account_id, "action": action}
+        said: dict[str, Any] = {"account_id": owner.account_id, "action": action}
         with refused("FAILED_PRECONDITION", "ACCOUNT_SUSPENDED", "CUS-13", **said) as caught:
             act()
         assert_explained(
@@ -867,7 +879,7 @@ def test_an_account_that_is_active_again_makes_images_again(world: World) -> Non
 def test_an_account_makes_images_and_launches_only_in_regions_that_it_is_active_in(world: World) -> None:
     owner = world.tenant(GUANGZHOU)
     image = world.image(owner)
-    said = {"account_id": owner.account_id, "region_id": SHANGHAI}
+    said: dict[str, Any] = {"account_id": owner.account_id, "region_id": SHANGHAI}
     for act in (
         lambda: world.launch(owner, region_id=SHANGHAI),
         lambda: import_image(owner, "stock", SHANGHAI),
@@ -888,7 +900,7 @@ def test_an_account_makes_images_and_launches_only_in_regions_that_it_is_active_
 @pytest.mark.rule("CUS-14")
 def test_credentials_of_an_account_that_nobody_registered_make_nothing(world: World) -> None:
     unknown = world.client("nobody-knows")
-    said = {"account_id": "nobody-knows", "region_id": GUANGZHOU}
+    said: dict[str, Any] = {"account_id": "nobody-knows", "region_id": GUANGZHOU}
     with refused("FAILED_PRECONDITION", "ACCOUNT_NOT_IN_REGION", "CUS-14", **said):
         world.launch(unknown)
     with refused("FAILED_PRECONDITION", "ACCOUNT_NOT_IN_REGION", "CUS-14", **said):

@@ -159,7 +159,7 @@ def test_a_retired_image_refuses_new_instances_and_those_that_exist_live_on(worl
     instance_id = world.launch(caller, image.image_id).instance_id
     deprecate(operator, image.image_id, OBSOLETE, replacement_image_id=other.image_id)
 
-    said = {"image_id": image.image_id, "replacement_image_id": other.image_id}
+    said: dict[str, Any] = {"image_id": image.image_id, "replacement_image_id": other.image_id}
     with refused("FAILED_PRECONDITION", "IMAGE_OBSOLETE", "PUB-4", **said) as caught:
         world.launch(caller, image.image_id)
     assert other.image_id in caught.value.remedy
@@ -258,7 +258,7 @@ TOUCHES: dict[str, Callable[[Client, str], object]] = {
 
 
 def assert_read_only(client: Client, image: v1.Image, action: str) -> None:
-    said = {"image_id": image.image_id, "action": action}
+    said: dict[str, Any] = {"image_id": image.image_id, "action": action}
     with refused("PERMISSION_DENIED", "PUBLIC_IMAGE_READ_ONLY", "PUB-8", **said) as caught:
         TOUCHES[action](client, image.image_id)
     assert_explained(

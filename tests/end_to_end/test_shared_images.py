@@ -1,8 +1,10 @@
 """Shared images: seen and launched by recipients, in the original's region, and otherwise the owner's alone."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from google.rpc.error_details_pb2 import QuotaFailure
 from tests.end_to_end.steps import (
     Held,
     assert_explained,
@@ -18,7 +20,6 @@ from tests.end_to_end.steps import (
 from tests.world import FRANKFURT, GUANGZHOU, SHANGHAI, Tenant, World
 
 from cunho import Client, v1
-from google.rpc.error_details_pb2 import QuotaFailure
 
 OBSOLETE = v1.Deprecation.STATE_OBSOLETE
 
@@ -143,7 +144,7 @@ def test_a_recipient_neither_renames_copies_shares_on_deletes_nor_looks_behind_a
 def test_a_recipient_changes_nothing_at_all_of_a_shared_image(given: Given, path: str) -> None:
     owner, recipient, image = given
     wanted = v1.Image(image_id=image.image_id, name="mine", min_disk_bytes=1 << 30)
-    said = {"image_id": image.image_id, "action": "UpdateImage"}
+    said: dict[str, Any] = {"image_id": image.image_id, "action": "UpdateImage"}
     with refused("PERMISSION_DENIED", "SHARED_IMAGE_NOT_MODIFIABLE", "SHR-3", **said):
         recipient.update_image(image=wanted, update_mask=[path])
     assert owner.update_image(image=wanted, update_mask=[path]).image_id == image.image_id
@@ -164,7 +165,7 @@ def test_the_way_on_is_that_the_owner_shares_with_the_third_account(given: Given
 def test_a_shared_image_is_verified_by_nobody_and_every_launch_from_it_says_so(given: Given, world: World) -> None:
     owner, recipient, image = given
     assert recipient.get_image(image_id=image.image_id).trust == v1.Image.TRUST_UNVERIFIED
-    launching = {
+    launching: dict[str, Any] = {
         "region_id": GUANGZHOU,
         "zone_id": "ap-guangzhou-3",
         "instance_type": "S5.MEDIUM4",
@@ -202,7 +203,7 @@ def test_an_image_is_shared_with_at_most_50_accounts_the_whole_batch_or_none(wor
     owner = world.tenant()
     image_id = world.image(owner).image_id
     owner.share_image(image_id=image_id, account_ids=crowd[:48])
-    said = {"image_id": image_id, "limit": 50, "usage": 48, "requested": 3}
+    said: dict[str, Any] = {"image_id": image_id, "limit": 50, "usage": 48, "requested": 3}
     with refused("RESOURCE_EXHAUSTED", "SHARE_QUOTA_EXCEEDED", "SHR-8", **said) as caught:
         owner.share_image(image_id=image_id, account_ids=crowd[48:51])
     (violation,) = detail_of(caught.value, QuotaFailure).violations
@@ -232,7 +233,7 @@ def test_setting_the_whole_list_counts_only_what_stays_and_what_comes(world: Wor
     answer = owner.set_image_shares(image_id=image_id, account_ids=crowd[2:52])
     assert [share.account_id for share in answer.shares] == crowd[2:52] == shared(owner, image_id)
     assert answer.image.sharing.account_count == 50
-    said = {"image_id": image_id, "limit": 50, "usage": 50, "requested": 2}
+    said: dict[str, Any] = {"image_id": image_id, "limit": 50, "usage": 50, "requested": 2}
     with refused("RESOURCE_EXHAUSTED", "SHARE_QUOTA_EXCEEDED", "SHR-8", **said) as caught:
         owner.set_image_shares(image_id=image_id, account_ids=crowd)
     assert_explained(
@@ -259,7 +260,7 @@ def test_the_operator_raises_and_lowers_the_limit_of_an_image_but_not_below_what
     assert raised == owner.get_quota(quota_id=of_image, image_id=image_id)
     assert (raised.limit, raised.usage, raised.is_default) == (51, 50, False)
     owner.share_image(image_id=image_id, account_ids=crowd[50:51])
-    said = {"quota_id": "SHARES_PER_IMAGE", "limit": 50, "usage": 51}
+    said: dict[str, Any] = {"quota_id": "SHARES_PER_IMAGE", "limit": 50, "usage": 51}
     with refused("FAILED_PRECONDITION", "QUOTA_BELOW_USAGE", "SHR-8", **said):
         set_limit(50)
     owner.set_image_shares(image_id=image_id, account_ids=crowd[:2])
@@ -277,7 +278,7 @@ def test_the_operator_raises_and_lowers_the_limit_of_an_image_but_not_below_what
 def test_an_image_is_shared_only_with_accounts_that_are_active_in_its_region(world: World) -> None:
     owner, here, elsewhere = world.tenant(), world.tenant(GUANGZHOU), world.tenant(SHANGHAI, FRANKFURT)
     image_id = world.image(owner).image_id
-    said = {"account_ids": elsewhere.account_id, "region_id": GUANGZHOU}
+    said: dict[str, Any] = {"account_ids": elsewhere.account_id, "region_id": GUANGZHOU}
     both = [here.account_id, elsewhere.account_id]
     for action, act in (("ShareImage", owner.share_image), ("SetImageShares", owner.set_image_shares)):
         with refused("FAILED_PRECONDITION", "SHARE_REGION_MISMATCH", "SHR-9", **said) as caught:
@@ -300,7 +301,7 @@ def test_an_image_is_shared_only_with_accounts_that_are_active_in_its_region(wor
 def test_an_account_does_not_leave_a_region_where_it_has_or_had_anything(world: World, given: Given) -> None:
     _, recipient, _ = given
     account = v1.Account(account_id=recipient.account_id, region_ids=[SHANGHAI])
-    said = {"account_id": recipient.account_id, "region_ids": GUANGZHOU}
+    said: dict[str, Any] = {"account_id": recipient.account_id, "region_ids": GUANGZHOU}
     with refused("FAILED_PRECONDITION", "ACCOUNT_REGION_IN_USE", "SHR-9", **said):
         world.operator.update_account(account=account, update_mask=["region_ids"])
     account.region_ids[:] = [GUANGZHOU]
@@ -352,7 +353,12 @@ def test_only_an_available_image_is_shared(world: World, driver: Held) -> None:
         operation = import_image(owner, "stock")
         (image_id,) = operation.metadata.target_ids
         for action, act in (("ShareImage", owner.share_image), ("SetImageShares", owner.set_image_shares)):
-            said = {"image_id": image_id, "state": "IMPORTING", "allowed": "AVAILABLE", "action": action}
+            said: dict[str, Any] = {
+                "image_id": image_id,
+                "state": "IMPORTING",
+                "allowed": "AVAILABLE",
+                "action": action,
+            }
             with refused("FAILED_PRECONDITION", "IMAGE_STATE_INVALID", "SHR-10", **said) as caught:
                 act(image_id=image_id, account_ids=[other.account_id])
             explanation = owner.check_image_actions(
@@ -369,7 +375,7 @@ def test_a_suspended_recipient_may_be_shared_with_and_launches_nothing(world: Wo
     image_id = world.image(owner).image_id
     suspend(world, recipient.account_id)
     owner.share_image(image_id=image_id, account_ids=[recipient.account_id])
-    said = {"account_id": recipient.account_id, "action": "CreateInstance"}
+    said: dict[str, Any] = {"account_id": recipient.account_id, "action": "CreateInstance"}
     with refused("FAILED_PRECONDITION", "ACCOUNT_SUSPENDED", "CUS-13", **said):
         world.launch(recipient, image_id)
 
@@ -378,9 +384,7 @@ def test_a_suspended_recipient_may_be_shared_with_and_launches_nothing(world: Wo
 
 
 @pytest.mark.rule("SHR-11")
-def test_an_image_taken_back_is_neither_seen_nor_launched_and_its_instances_live_on(
-    given: Given, world: World
-) -> None:
+def test_an_image_taken_back_is_neither_seen_nor_launched_and_its_instances_live_on(given: Given, world: World) -> None:
     owner, recipient, image = given
     instance_id = world.launch(recipient, image.image_id).instance_id
     assert recipient.get_instance(instance_id=instance_id).launch_image.still_available
@@ -405,7 +409,7 @@ def test_an_image_taken_back_is_neither_seen_nor_launched_and_its_instances_live
     assert world.image(recipient, instance_id=instance_id).state == v1.Image.STATE_AVAILABLE
     public_id = world.public_image().image_id
     reinstalled = recipient.reinstall_instance(instance_id=instance_id, image_id=public_id).result(timeout_seconds=20)
-    assert reinstalled.launch_image.image_id == public_id  # type: ignore[attr-defined]
+    assert reinstalled.launch_image.image_id == public_id
     recipient.delete_instance(instance_id=instance_id).result(timeout_seconds=20)
 
 
@@ -434,8 +438,8 @@ def test_a_recipient_learns_neither_of_the_others_nor_of_what_an_image_was_made_
     owner.share_image(image_id=image.image_id, account_ids=others)
     received = recipient.get_image(image_id=image.image_id)
     for hidden in ("source", "sharing", "quote"):
-        assert not received.HasField(hidden)  # type: ignore[arg-type]
-        assert owner.get_image(image_id=image.image_id).HasField(hidden)  # type: ignore[arg-type]
+        assert not received.HasField(hidden)
+        assert owner.get_image(image_id=image.image_id).HasField(hidden)
     assert received.content.uri == ""
     explanation = recipient.check_image_actions(image_id=image.image_id, target_account_ids=others[:1], force=True)
     listed = recipient.list_images(region_id=GUANGZHOU, filter="kind = SHARED")
@@ -443,7 +447,7 @@ def test_a_recipient_learns_neither_of_the_others_nor_of_what_an_image_was_made_
         assert others[1] not in str(told)
         assert image.source.instance_id not in str(told)
         assert "50" not in str(getattr(told, "decisions", ""))
-    said = {"image_id": image.image_id, "action": "GetQuota"}
+    said: dict[str, Any] = {"image_id": image.image_id, "action": "GetQuota"}
     with refused("PERMISSION_DENIED", "SHARED_IMAGE_SHARES_HIDDEN", "SHR-12", **said):
         recipient.get_quota(quota_id=v1.QuotaId.QUOTA_ID_SHARES_PER_IMAGE, image_id=image.image_id)
     assert [share.account_id for share in world.operator.list_image_shares(image_id=image.image_id)] == sorted(
@@ -460,8 +464,6 @@ def test_a_recipient_leaves_a_share_by_itself(given: Given, world: World) -> Non
     assert shared(owner, image.image_id) == [stays.account_id]
     with refused("NOT_FOUND", "IMAGE_NOT_FOUND", "SEL-2", image_id=image.image_id):
         recipient.leave_image_share(image_id=image.image_id)
-    with refused(
-        "FAILED_PRECONDITION", "IMAGE_NOT_SHARED_WITH_CALLER", "SHR-12", image_id=image.image_id
-    ) as caught:
+    with refused("FAILED_PRECONDITION", "IMAGE_NOT_SHARED_WITH_CALLER", "SHR-12", image_id=image.image_id) as caught:
         owner.leave_image_share(image_id=image.image_id)
     assert_explained(caught.value, owner.check_image_actions(image_id=image.image_id, actions=["LeaveImageShare"]))

@@ -1,17 +1,15 @@
 """The comments of the protos promise exactly the refusals that the checks of the action can make."""
 
-import inspect
 import re
 from pathlib import Path
-from types import FunctionType
 
 import pytest
+from docs.generate import reasons
 
 from cunho_rules.actions import ACTIONS
 from cunho_rules.checks import Action
 
 PROTOS = Path(__file__).parents[2] / "protos" / "cunho" / "v1"
-REASON = re.compile(r"\bReason\.([A-Z_]+)")
 
 #: What the service's own comment says of every call, and what a list refuses before any rule of an action.
 OF_EVERY_CALL = {"ETAG_MISMATCH"}
@@ -32,21 +30,9 @@ def promised() -> dict[str, set[str]]:
     return found
 
 
-def reasons(function: object, seen: set[object]) -> set[str]:
-    """The reasons that the function names, or a function of its module that it calls."""
-    if not isinstance(function, FunctionType) or function in seen:
-        return set()
-    seen.add(function)
-    source = inspect.getsource(function)
-    called = {name for name in re.findall(r"\b(\w+)(?:\.judge)?\(", source) if name in function.__globals__}
-    within = [cell.cell_contents for cell in function.__closure__ or ()]
-    others = [getattr(function.__globals__[name], "judge", function.__globals__[name]) for name in called] + within
-    return set(REASON.findall(source)).union(*(reasons(other, seen) for other in others))
-
-
 def refused(action: Action) -> set[str]:
     """The reasons that the checks of the action can refuse with."""
-    return set().union(*(reasons(check.judge, set()) for check in action.checks))
+    return {reason for check in action.checks for reason in reasons(check)}
 
 
 NAMES = sorted({action.name for action in ACTIONS})

@@ -93,7 +93,9 @@ class ListAccountsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most results in the page, 0 to 2147483647; over 1000 is taken as 1000. Default: 50."""
+    """Most results in the page, 0 to 2147483647; over 1000 is taken as 1000, and a page ends early at 3 MiB.
+    Default: 50.
+    """
     page_token: _builtins.str
     """next_page_token of the page before; the other fields must be as they were. Default: the first page."""
     def __init__(

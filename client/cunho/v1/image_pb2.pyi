@@ -484,7 +484,9 @@ class ImageContent(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """Reference that the operator's provisioner understands, up to 2048 characters. Empty for recipients."""
+    """Reference that the operator's provisioner understands, up to 2048 characters. Shown to accounts for public images
+    and for imports of their own; empty otherwise.
+    """
     @_builtins.property
     def checksum(self) -> Global___Checksum:
         """Checksum of the contents; unset if unknown."""

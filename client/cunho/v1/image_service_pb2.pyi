@@ -143,7 +143,9 @@ class ListImagesRequest(_message.Message):
     region_id: _builtins.str
     """Region to list, or "-" for all. Required."""
     page_size: _builtins.int
-    """Most results in the page, 0 to 2147483647; over 1000 is taken as 1000. Default: 50."""
+    """Most results in the page, 0 to 2147483647; over 1000 is taken as 1000, and a page ends early at 3 MiB.
+    Default: 50.
+    """
     page_token: _builtins.str
     """next_page_token of the page before; the other fields must be as they were. Default: the first page."""
     filter: _builtins.str
@@ -998,7 +1000,9 @@ class ListImageSharesRequest(_message.Message):
     image_id: _builtins.str
     """The image. Required."""
     page_size: _builtins.int
-    """Most results in the page, 0 to 2147483647; over 1000 is taken as 1000. Default: 50."""
+    """Most results in the page, 0 to 2147483647; over 1000 is taken as 1000, and a page ends early at 3 MiB.
+    Default: 50.
+    """
     page_token: _builtins.str
     """next_page_token of the page before; the other fields must be as they were. Default: the first page."""
     def __init__(

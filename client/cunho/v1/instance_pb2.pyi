@@ -127,7 +127,9 @@ class Instance(_message.Message):
     instance_id: _builtins.str
     """Id, "ins-" and 8 characters of [0-9a-z]; never reused."""
     name: _builtins.str
-    """Name, up to 60 characters; need not be unique. Default: empty."""
+    """Name, up to 60 characters, then "-1", "-2" ... if launched with a count over 1; need not be unique.
+    Default: empty.
+    """
     description: _builtins.str
     """Description, up to 256 characters. Default: empty."""
     region_id: _builtins.str

@@ -65,7 +65,9 @@ class ListQuotasRequest(_message.Message):
     account_id: _builtins.str
     """Account. Default: the caller's; required of the operator."""
     page_size: _builtins.int
-    """Most results in the page, 0 to 2147483647; over 1000 is taken as 1000. Default: 50."""
+    """Most results in the page, 0 to 2147483647; over 1000 is taken as 1000, and a page ends early at 3 MiB.
+    Default: 50.
+    """
     page_token: _builtins.str
     """next_page_token of the page before; the other fields must be as they were. Default: the first page."""
     def __init__(

@@ -13,11 +13,13 @@ import asyncpg
 #: The role that statements run as: it owns no table, so it can neither change the schema nor delete an image's row.
 APP_ROLE = "cunho_app"
 
+#: Names the lock: it must be there before the first table is.
+_LOCK = 0x63756E686F
+
 _BOOK = """
 CREATE TABLE IF NOT EXISTS schema_migration (
   version INTEGER PRIMARY KEY, name TEXT NOT NULL, digest TEXT NOT NULL, apply_time TIMESTAMPTZ NOT NULL DEFAULT now()
 );
-LOCK TABLE schema_migration IN ACCESS EXCLUSIVE MODE;
 """
 
 _GRANTS = f"""
@@ -41,6 +43,7 @@ async def migrate(dsn: str) -> list[str]:
     """Brings the schema up to date; the names of the migrations applied. Raises MigrationError."""
     connection = await asyncpg.connect(dsn, timeout=10)
     try:
+        await connection.execute(f"SELECT pg_advisory_lock({_LOCK})")  # held until the connection is closed
         await _make_role(connection)
         async with connection.transaction():
             await connection.execute(_BOOK)
@@ -68,7 +71,10 @@ async def _apply(
         if applied[version]["digest"] != digest:
             raise MigrationError(f"{name} was applied to this database with another content: restore the file")
         return False
-    await connection.execute(text)
+    try:
+        await connection.execute(text)
+    except asyncpg.PostgresError as error:
+        raise MigrationError(f"{name} failed ({error}), and nothing was changed") from error
     await connection.execute(_GRANTS)
     await connection.execute(
         "INSERT INTO schema_migration (version, name, digest) VALUES ($1, $2, $3)", version, name, digest
