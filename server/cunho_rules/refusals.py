@@ -332,7 +332,7 @@ REFUSALS: dict[Reason, Entry] = {
     Reason.IMAGE_SHARED: _entry(
         Code.FAILED_PRECONDITION,
         "CUS-11",
-        "image {image_id} is shared with {account_count} accounts: {account_ids}",
+        "image {image_id} is shared with others, {account_count} in all: {account_ids}",
         "Unshare it from them first, or set force to do both in one step.",
     ),
     Reason.IMAGE_OBSOLETE: _entry(
