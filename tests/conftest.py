@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-
 from tests import world as worlds
 from tests.world import Postgres, World
 

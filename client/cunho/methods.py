@@ -223,7 +223,8 @@ class Methods(ABC):
         Args:
             region_id: Region to look in. Required.
             family: Family of public images. Required.
-            architecture: Architecture wanted. Default: unspecified, any.
+            architecture: Architecture wanted. Default: unspecified, any; of builds published at one moment X86_64, then
+                I386, then ARM64.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = v1.ResolveImageRequest(region_id=region_id, family=family, architecture=architecture)

@@ -1,10 +1,14 @@
 """Which URIs may be imported. Looks at the URI's text alone: no name is resolved and nothing is fetched here."""
 
+import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 #: Endings of file names that tell a format. ".img" tells none: both RAW and QCOW2 files are named so.
 IMPORTABLE_ENDINGS = {".raw": "RAW", ".qcow2": "QCOW2", ".vmdk": "VMDK", ".vhd": "VHD", ".vhdx": "VHDX"}
+
+#: Names of hosts that everybody reads alike: others take a backslash or a "%2f" for the end of the host.
+_PLAIN_NAME = re.compile(r"([a-z0-9-]+\.)+[a-z0-9-]+")
 
 _SHOWN = 100  # characters of the URI that a problem quotes
 
@@ -24,7 +28,7 @@ def uri_problem(uri: str, allowed_hosts: Iterable[str]) -> str | None:
         return "it names no host"
     if port not in (None, 443):
         return f"its port is {port}, not 443"
-    if not any(_allows(pattern, host) for pattern in allowed_hosts):
+    if not _PLAIN_NAME.fullmatch(host) or not any(_allows(pattern, host) for pattern in allowed_hosts):
         return f'host "{host[:_SHOWN]}" is not allowed'
     return None
 

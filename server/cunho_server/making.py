@@ -14,7 +14,7 @@ from cunho_rules.actions import COPY_IMAGE
 from cunho_rules.limits import ACCOUNTS_PER_IMAGE
 from cunho_rules.model import DeprecationState, Facts, Image, ImageState, InstanceState, Origin
 from cunho_rules.pricing import Quote
-from cunho_rules.refusals import Code
+from cunho_rules.refusals import Code, Reason
 from cunho_server import messages
 from cunho_server.servicer import Mutation
 from cunho_server.work import step
@@ -129,7 +129,9 @@ async def copy(mutation: Mutation, request: pb.CopyImageRequest, destinations: S
     Source: CUS-7, CUS-12.
     """
     refusals = [COPY_IMAGE.refusal(facts) for facts in destinations]
-    first = next((each for each in refusals if each and each.code is Code.INVALID_ARGUMENT), refusals[0])
+    malformed = [each for each in refusals if each and each.code is Code.INVALID_ARGUMENT]
+    # A region that is none is wrong whatever the image is, so it comes before the image's own region: ALL-6.
+    first = min(malformed, key=lambda each: each.reason is Reason.COPY_TO_SAME_REGION, default=refusals[0])
     if first is not None and (first.code is Code.INVALID_ARGUMENT or all(refusals)):
         raise first
     operation_id = mutation.new_id("op")

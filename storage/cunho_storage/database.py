@@ -183,8 +183,8 @@ class Database:
             rehearsal: rolled back on return too: everything is checked and nothing is written.
         """
         async with self.connection() as connection:
-            await connection.script("BEGIN")
             try:
+                await connection.script("BEGIN")
                 yield connection
                 await connection.script("ROLLBACK" if rehearsal else "COMMIT")
             except BaseException:

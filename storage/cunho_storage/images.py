@@ -52,7 +52,7 @@ _RESOLVE = Statement(
     .where(_PUBLIC & (ImageRow.region_id == arg("region_id")) & (ImageRow.family == arg("family")))
     .where((ImageRow.state == literal("AVAILABLE")) & (ImageRow.deprecation_state != "OBSOLETE"))
     .where((arg("architecture", "text") == "") | (ImageRow.architecture == arg("architecture", "text")))
-    .order_by(ImageRow.create_time.desc(), ImageRow.image_id.desc())
+    .order_by(ImageRow.create_time.desc(), ImageRow.architecture.desc(), ImageRow.image_id.desc())
     .limit(SQL("1"))
 )
 _BY_NAME = Statement(
@@ -80,7 +80,11 @@ async def get_some(connection: Connection, image_ids: Sequence[str], account_id:
 
 
 async def resolve(connection: Connection, region_id: str, family: str, architecture: str) -> Image | None:
-    """The newest public image of the family that can be launched; of any architecture if that is "". Source: PUB-4."""
+    """The newest public image of the family that can be launched. Source: PUB-4.
+
+    Args:
+        architecture: "" for any; of builds published at one moment, X86_64 comes before I386 and ARM64.
+    """
     row = await connection.row(_RESOLVE, region_id=region_id, family=family, architecture=architecture)
     return Image._make(row) if row else None
 

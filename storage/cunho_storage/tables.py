@@ -212,8 +212,7 @@ class ImageRow(Model):
                 "image_copy_of_own",
             ),
             _unique("image_of_owner", "image_id, owner_account_id"),
-            # In this order it also finds whatever an account ever had in a region.
-            _unique("image_of_owner_in_region", "owner_account_id, region_id, image_id"),
+            _unique("image_of_owner_in_region", "image_id, owner_account_id, region_id"),
             _foreign("image_region", "region_id", "region"),
             _foreign("image_owner", "owner_account_id, region_id", "account_region (account_id, region_id)"),
             _foreign("image_copy", "source_image_id, copy_owner_account_id", "image (image_id, owner_account_id)"),
@@ -257,6 +256,8 @@ class ImageRow(Model):
                 where="state = 'AVAILABLE' AND owner_account_id IS NULL",
             ),
             _index("image_copies", "image (source_image_id)", where="state = 'COPYING'"),
+            # What is looked up when an account leaves a region: deleted images name it too.
+            _index("image_of_account", "image (owner_account_id, region_id)"),
         )
 
 
@@ -394,7 +395,7 @@ class InstanceRow(Model):
             ),
             _index("instance_name", "instance (region_id, name, instance_id)", where="state <> 'DELETED'"),
             _index("instance_of_image", "instance (image_id, account_id)", where="state <> 'DELETED'"),
-            # What foreign keys look up when an account leaves a region, and when an operation is deleted.
+            # What is looked up when an account leaves a region, and when an operation is deleted.
             _index("instance_of_account", "instance (account_id, region_id)"),
             _index("instance_of_operation", "instance (operation_id)", where="operation_id IS NOT NULL"),
         )

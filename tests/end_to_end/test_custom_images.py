@@ -728,6 +728,14 @@ def test_a_copy_goes_to_another_region_that_exists(world: World) -> None:
     assert quota(owner, SHANGHAI) == (0, 0, 10)
 
 
+@pytest.mark.rule("ALL-6")
+def test_a_copy_to_a_region_that_is_none_is_refused_before_one_to_the_images_own(world: World) -> None:
+    owner = world.tenant()
+    image = world.image(owner)
+    with refused("INVALID_ARGUMENT", "REGION_NOT_FOUND", "INS-1", region_id="nowhere"):
+        owner.copy_image(image_id=image.image_id, destinations=to(GUANGZHOU, "nowhere"))
+
+
 @pytest.mark.rule("CUS-12")
 def test_only_an_available_image_is_copied(world: World, driver: Held) -> None:
     owner = world.tenant()

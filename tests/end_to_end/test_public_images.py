@@ -318,3 +318,9 @@ def launching(image_id: str) -> dict[str, Any]:
         "instance_type": "S5.MEDIUM4",
         "image_id": image_id,
     }
+
+
+@pytest.mark.rule("PUB-4")
+def test_of_builds_published_at_one_moment_a_family_resolves_to_the_64_bit_one(world: World) -> None:
+    image = world.operator.resolve_image(region_id=GUANGZHOU, family="debian-12")
+    assert image.name == "Debian 12 64bit"

@@ -11,11 +11,12 @@ from tests.world import Postgres
 from cunho_rules.refusals import Reason, Refusal
 from cunho_storage import migrations, secrets
 from cunho_storage.database import SESSION, Conflict, Connection, Database
-from cunho_storage.statements import Statement, arg
+from cunho_storage.statements import Statement, arg, every_row, first_row, together
 from cunho_storage.tables import SecretRow
 
 PID = Statement(Select([], [fn.PG_BACKEND_PID()]))
 SLEEP = Statement(Select([], [fn.PG_SLEEP(arg("seconds", "float8"))]))
+NOW = Statement(Select([], [fn.NOW()]))
 FAIL = Statement(Select([], [SQL("1 / 0")]))
 
 
@@ -105,6 +106,76 @@ async def test_a_cancelled_call_leaves_its_place_to_others(database: Database) -
         with pytest.raises(asyncio.CancelledError):
             await task
     assert await pid(database) > 0
+
+
+async def test_a_cancelled_query_leaves_a_connection_that_works(database: Database) -> None:
+    async def sleep() -> None:
+        async with database.connection() as connection:
+            await connection.value(SLEEP, seconds=30)
+
+    used = await pid(database)
+    task = asyncio.create_task(sleep())
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await pid(database) == used
+
+
+@pytest.mark.parametrize("when", ["BEGIN", "COMMIT"])
+async def test_a_call_cancelled_at_an_end_of_its_transaction_leaves_none_open(
+    database: Database, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    executed, script = asyncio.Event(), Connection.script
+
+    async def never_answered(self: Connection, sql: str) -> None:
+        await script(self, sql)
+        if sql == when:
+            executed.set()
+            await asyncio.sleep(30)
+
+    async def begin_and_commit() -> None:
+        async with database.transaction() as connection:
+            await connection.value(PID)
+
+    used = await pid(database)
+    monkeypatch.setattr(Connection, "script", never_answered)
+    task = asyncio.create_task(begin_and_commit())
+    await executed.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with database.connection() as connection:
+        assert await connection.value(PID) == used
+        assert await connection.value(NOW) < await connection.value(NOW), "now() stands still in a transaction"
+
+
+async def test_a_connection_whose_transaction_cannot_be_rolled_back_is_not_used_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Connection.script
+
+    async def failing(self: Connection, sql: str) -> None:
+        if sql == "ROLLBACK":
+            raise Refusal(Reason.DATABASE_UNAVAILABLE)
+        await script(self, sql)
+
+    used = await pid(database)
+    monkeypatch.setattr(Connection, "script", failing)
+    with pytest.raises(Refusal):
+        async with database.transaction():
+            raise KeyError
+    assert await pid(database) != used
+
+
+async def test_json_comes_back_as_it_went_also_within_rows(database: Database) -> None:
+    value = {"name": "Schloß", "versions": ["3.11", 2, None, {"deep": [True]}]}
+    sent = Select([], [arg("value", "jsonb").alias("value")])
+    statement = Statement(together(sent, first_row(sent), every_row(sent)))
+    async with database.connection() as connection:
+        row = await connection.row(statement, value=value)
+    assert row is not None
+    assert [*row] == [value, (value,), [(value,)]]
 
 
 async def test_a_database_that_is_not_there_is_unavailability(tmp_path: object) -> None:

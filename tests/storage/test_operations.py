@@ -39,11 +39,17 @@ def dsn(postgres: Postgres) -> str:
 
 
 @pytest_asyncio.fixture
-async def database(dsn: str) -> AsyncIterator[Database]:
-    """The connections of a server to that database, which has no operations yet."""
-    owner = await asyncpg.connect(dsn)
-    await owner.execute("DELETE FROM operation")
-    await owner.close()
+async def owner(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection to that database as the owner of the tables; there are no operations yet."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute("DELETE FROM operation")
+    yield connection
+    await connection.close()
+
+
+@pytest_asyncio.fixture
+async def database(dsn: str, owner: object) -> AsyncIterator[Database]:
+    """The connections of a server to that database."""
     opened = Database(dsn, role=migrations.APP_ROLE)
     yield opened
     await opened.close()
@@ -203,13 +209,15 @@ async def test_without_skipping_locked_rows_a_claim_waits_for_another(database: 
                     await claim(database)
 
 
-async def test_without_the_lock_two_workers_claim_the_same(database: Database) -> None:
+async def test_without_the_lock_two_workers_claim_the_same(
+    database: Database, owner: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
     operation, _ = await add(database), await add(database)
     with rewritten(" FOR UPDATE SKIP LOCKED", "", operations._CLAIM):
         async with database.transaction() as connection:
             first = await operations.claim(connection, 60)
             claiming = asyncio.ensure_future(claim(database))
-            await somebody_waits_for_a_lock(database)
+            await somebody_waits_for_a_lock(owner)
         second = await claiming
     assert first is not None
     assert second is not None
@@ -375,13 +383,9 @@ def rewritten(old: str, new: str, *statements: Statement) -> Iterator[None]:
             statement.text = text
 
 
-async def somebody_waits_for_a_lock(database: Database) -> None:
+async def somebody_waits_for_a_lock(owner: "asyncpg.Connection[asyncpg.Record]") -> None:
     """Returns when that is so."""
     query = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    connection = await asyncpg.connect(database._dsn)
-    try:
-        async with asyncio.timeout(5):
-            while not await connection.fetch(query):
-                await asyncio.sleep(0.005)
-    finally:
-        await connection.close()
+    async with asyncio.timeout(5):
+        while not await owner.fetch(query):
+            await asyncio.sleep(0.005)

@@ -1,12 +1,16 @@
 """Queries are composed once, with a numbered place for every argument and every constant."""
 
+import re
+
 import pytest
 from peewee import Case
 
 from cunho_rules.orders import Key
-from cunho_storage.statements import Statement, any_of, arg, literal, locking, places
+from cunho_storage import accounts, facts_of, images, instances, operations, regions, requests, secrets, shares
+from cunho_storage.statements import Statement, any_of, arg, every_row, first_row, literal, locking, places, together
 from cunho_storage.tables import ImageRow, RegionRow
 
+MODULES = (accounts, facts_of, images, instances, operations, regions, requests, secrets, shares)
 ALL = ImageRow.select(ImageRow.image_id)
 
 
@@ -44,6 +48,26 @@ def test_a_list_is_one_argument() -> None:
     statement = Statement(ALL.where(ImageRow.image_id == any_of("image_ids")))
     assert statement.text.endswith('WHERE ("t1"."image_id" = ANY(CAST($1 AS text[])))')
     assert statement.values({"image_ids": ["img-1", "img-2"]}) == [["img-1", "img-2"]]
+
+
+def test_what_is_read_together_shares_the_arguments_of_one_name() -> None:
+    region = RegionRow.select(RegionRow.currency).where(RegionRow.region_id == arg("region_id"))
+    there = ALL.where(ImageRow.region_id == arg("region_id"))
+    statement = Statement(together(first_row(region), every_row(there)))
+    assert statement.text == (
+        'SELECT (SELECT "row" FROM (SELECT "t1"."currency" FROM "region" AS "t1" WHERE ("t1"."region_id" = $1)) AS "row"), '
+        'ARRAY(SELECT "row" FROM (SELECT "t2"."image_id" FROM "image" AS "t2" WHERE ("t2"."region_id" = $1)) AS "row")'
+    )
+    assert statement.values({"region_id": "north"}) == ["north"]
+
+
+def test_no_mark_of_a_place_is_left_in_any_statement() -> None:
+    statements = [value for module in MODULES for value in vars(module).values() if isinstance(value, Statement)]
+    assert len(statements) > 60
+    for statement in statements:
+        numbers = {int(number) for number in re.findall(r"\$(\d+)", statement.text)}
+        assert "\0" not in statement.text
+        assert numbers == {*range(1, len(numbers) + 1)}
 
 
 def test_an_argument_that_is_not_given_is_a_mistake() -> None:

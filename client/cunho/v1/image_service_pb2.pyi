@@ -224,7 +224,7 @@ class ResolveImageRequest(_message.Message):
     family: _builtins.str
     """Family of public images. Required."""
     architecture: _operating_system_pb2.Architecture.ValueType
-    """Architecture wanted. Default: unspecified, any."""
+    """Architecture wanted. Default: unspecified, any; of builds published at one moment X86_64, then I386, then ARM64."""
     def __init__(
         self,
         *,

@@ -100,7 +100,7 @@ CREATE TABLE image (
   CONSTRAINT image_delete_time CHECK ((state = 'DELETED') = (delete_time IS NOT NULL)),
   CONSTRAINT image_copy_of_own CHECK ((origin = 'COPIED') = (copy_owner_account_id IS NOT NULL) AND (copy_owner_account_id IS NULL OR (copy_owner_account_id = owner_account_id AND source_image_id IS NOT NULL))),
   CONSTRAINT image_of_owner UNIQUE (image_id, owner_account_id),
-  CONSTRAINT image_of_owner_in_region UNIQUE (owner_account_id, region_id, image_id),
+  CONSTRAINT image_of_owner_in_region UNIQUE (image_id, owner_account_id, region_id),
   CONSTRAINT image_region FOREIGN KEY (region_id) REFERENCES region,
   CONSTRAINT image_owner FOREIGN KEY (owner_account_id, region_id) REFERENCES account_region (account_id, region_id),
   CONSTRAINT image_copy FOREIGN KEY (source_image_id, copy_owner_account_id) REFERENCES image (image_id, owner_account_id)
@@ -113,6 +113,7 @@ CREATE INDEX image_newest_custom ON image (region_id, create_time, image_id) WHE
 CREATE INDEX image_name_custom ON image (region_id, name, image_id) WHERE state <> 'DELETED' AND owner_account_id IS NOT NULL;
 CREATE INDEX image_family ON image (region_id, family, create_time) WHERE state = 'AVAILABLE' AND owner_account_id IS NULL;
 CREATE INDEX image_copies ON image (source_image_id) WHERE state = 'COPYING';
+CREATE INDEX image_of_account ON image (owner_account_id, region_id);
 
 CREATE TABLE image_share (
   image_id TEXT NOT NULL COLLATE "C",

@@ -1,0 +1,110 @@
+"""What the README shows is true: its lines are run, in order, against a real server, and its answers are the answers."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format
+from google.protobuf.descriptor_pool import Default as default_pool
+from google.protobuf.message_factory import GetMessageClass
+from tests.world import Postgres, World
+
+from cunho_server.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+ADDRESS = "127.0.0.1:50051"
+CALLS = re.findall(r"```sh\n(grpcurl .*?)```\n\n```\w+\n(.*?)```", README, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
+PATH = os.pathsep.join((os.environ["PATH"], str(Path(sys.executable).parent)))
+ID = re.compile(r"(?:img|ins|op)-[0-9a-z]{8}")
+
+
+@pytest.fixture(scope="module")
+def world(postgres: Postgres) -> Iterator[World]:
+    """A service with the built-in catalogue, as `make run` starts it."""
+    dsn = postgres.empty_database()
+    running = World(dsn, postgres.settings(dsn, catalog=None), None)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def environment(world: World) -> dict[str, str]:
+    """The variables that a reader has set, with the tokens of the demo accounts."""
+    for account_id in ("acme", "globex"):
+        world.tenant(account_id=account_id)
+    return {"PATH": PATH, "ACME": world.token("acme"), "GLOBEX": world.token("globex")}
+
+
+def answers(shown: str, ids: dict[str, str]) -> str:
+    """The pattern of the answers that `shown` stands for: "..." for anything, ids not met before for any id."""
+    named: dict[str, str] = {}
+
+    def pattern(part: str) -> str:
+        if part == "...":
+            return ".*"
+        if part in named:
+            return f"(?P={named[part]})"
+        if ID.fullmatch(part) and part not in ids:
+            named[part] = part.replace("-", "_")
+            return f"(?P<{named[part]}>{ID.pattern})"
+        return re.escape(ids.get(part, part))
+
+    return "".join(map(pattern, re.split(rf"({ID.pattern}|\.\.\.)", "".join(shown.split()))))
+
+
+@pytest.mark.skipif(
+    not shutil.which("grpcurl", path=PATH), reason="there is no grpcurl, neither on PATH nor beside Python"
+)
+def test_every_line_is_answered_as_shown(world: World, environment: dict[str, str]) -> None:
+    ids: dict[str, str] = {}
+    for line, shown in CALLS:
+        sent = ID.sub(lambda found: ids[found[0]], line).replace(ADDRESS, world.address)
+        ran = subprocess.run(["sh", "-c", sent], env=environment, capture_output=True, text=True, check=False)
+        answer = ran.stdout + ran.stderr
+        found = re.fullmatch(answers(shown, ids), "".join(answer.split()), re.DOTALL)
+        assert found, f"{line}\n{answer}"
+        ids.update({name.replace("_", "-"): id for name, id in found.groupdict().items()})
+        for name in re.findall(r'"(operations/op-\w+)"', answer):
+            caller = world.client("acme" if "$ACME" in line else "globex")
+            caller.get_operation(name=name).result(timeout_seconds=20)
+    assert len(CALLS) > 10
+
+
+@pytest.mark.parametrize("line", [line for line, _ in CALLS])
+def test_the_protos_know_every_call_and_field(line: str) -> None:
+    (request, service, method) = re.findall(rf"-d '(.*?)' {ADDRESS} ([\w.]+)/(\w+)$", line.strip(), re.DOTALL)[0]
+    message = default_pool().FindServiceByName(service).methods_by_name[method].input_type
+    json_format.Parse(request, GetMessageClass(message)())
+
+
+@pytest.mark.parametrize(("code", "shown"), PYTHON)
+def test_the_python_prints_what_is_shown(
+    code: str,
+    shown: str,
+    world: World,
+    environment: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACME", environment["ACME"])
+    exec(code.replace(ADDRESS, world.address), {})  # noqa: S102
+    assert capsys.readouterr().out == shown
+
+
+def test_every_target_of_make_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)\b *[`#\n]", README)) <= targets
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    named = {name.removeprefix("CUNHO_").lower() for name in re.findall(r"CUNHO_\w+", README)}
+    assert named <= Settings.model_fields.keys()
