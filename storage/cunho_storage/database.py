@@ -5,6 +5,7 @@ Everything runs at READ COMMITTED: locks are followed by reads in later statemen
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
@@ -13,6 +14,8 @@ import asyncpg
 
 from cunho_rules.refusals import Reason, Refusal
 from cunho_storage.statements import Statement
+
+log = logging.getLogger(__name__)
 
 #: The constraints that guard rules, and the rule that each is the last word of. A violation means that the facts
 #: changed after they were read: the transaction is run again, and then the rule itself refuses, with the numbers.
@@ -76,7 +79,13 @@ def _translated() -> Iterator[None]:
         OSError,
         TimeoutError,
     ) as error:
-        raise Refusal(Reason.DATABASE_UNAVAILABLE) from error
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: Exception) -> Refusal:
+    """What callers are told; the cause is for the operator alone."""
+    log.warning("the database is unavailable: %s: %s", type(error).__name__, error)
+    return Refusal(Reason.DATABASE_UNAVAILABLE)
 
 
 class Connection:
@@ -129,12 +138,12 @@ async def connect(dsn: str, settings: Mapping[str, str] = SESSION) -> Connection
                 dsn, server_settings={**settings}, timeout=5, command_timeout=15, statement_cache_size=500
             )
         except asyncpg.PostgresError as error:  # whatever keeps us out: a password, a missing or a closed database
-            raise Refusal(Reason.DATABASE_UNAVAILABLE) from error
+            raise _unavailable(error) from error
         # In binary, because that is how JSON within a row within a row comes: its version, 1, and then the text.
         await raw.set_type_codec(
             "jsonb",
             encoder=lambda value: b"\1" + json.dumps(value).encode(),
-            decoder=lambda data: json.loads(data[1:]),
+            decoder=lambda data: json.loads(data[1:].decode()),
             schema="pg_catalog",
             format="binary",
         )

@@ -177,7 +177,9 @@ def stocked(server: Server) -> Stock:
     account_id = f"acc-{uuid4().hex[:10]}"
     server.client("operator").register_account(account_id=account_id, region_ids=[*ZONES])
     client = server.client(account_id)
-    (image, *_) = client.list_images(region_id=GUANGZHOU, filter="kind = PUBLIC AND os.family = LINUX")
+    (image, *_) = client.list_images(
+        region_id=GUANGZHOU, filter="kind = PUBLIC AND os.family = LINUX", usable_with_instance_type="S5.MEDIUM4"
+    )
     place: dict[str, Any] = {"region_id": GUANGZHOU, "zone_id": ZONES[GUANGZHOU], "instance_type": "S5.MEDIUM4"}
     launched = client.create_instance(image_id=image.image_id, count=8, **place).result(20)
     running = [instance.instance_id for instance in launched.instances]

@@ -241,7 +241,9 @@ class Image(_message.Message):
     boot_mode: _operating_system_pb2.BootMode.ValueType
     """How it starts."""
     etag: _builtins.str
-    """Changes with every change of the image. Given in a mutation, it must match."""
+    """Changes with every change of the image but that of its shares, which recipients must not notice. Given in a
+    mutation, it must match.
+    """
     @_builtins.property
     def failure(self) -> Global___ImageFailure:
         """Why it could not be made; set if FAILED."""
