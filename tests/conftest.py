@@ -1,10 +1,14 @@
 """What tests of several folders use: a real PostgreSQL for the run, and a whole service for each file."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 from tests import world as worlds
 from tests.world import Postgres, World
+
+# Started in the background by a shell, this process ignores Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -219,10 +219,11 @@ def _launch(data: Path, user: _User, programs: Path, *settings: str) -> subproce
     log = data.parent / "postgres.log"
     log.touch(mode=0o600)  # it quotes statements
     with (data.parent / "postgres.lock").open("a") as lock, log.open("ab") as output:
-        # PostgreSQL inherits this lock: the process number in postmaster.pid may be another process's by now.
+        # PostgreSQL inherits this lock: the process number in its own lock files may be another process's by now.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (data / "postmaster.pid").unlink(missing_ok=True)
+            for stale in (data / "postmaster.pid", data.parent / "socket" / ".s.PGSQL.5432.lock"):
+                stale.unlink(missing_ok=True)
         except BlockingIOError:
             user.run(programs / "pg_ctl", "stop", "-D", data, "-m", "fast")
         fcntl.flock(lock, fcntl.LOCK_SH)

@@ -176,11 +176,13 @@ async def test_a_kill_while_the_database_is_made_is_no_obstacle(open_folder: Pat
 
 
 async def test_a_stale_process_number_stops_neither_the_start_nor_the_process_that_has_it_now(folder: Path) -> None:
+    files = folder / "pg18" / "postmaster.pid", folder / "socket" / ".s.PGSQL.5432.lock"
     with running(folder):
-        content = (folder / "pg18" / "postmaster.pid").read_text()
+        contents = [file.read_text() for file in files]
         stale = str(process_id(folder))
     with bystander((folder / "pg18").stat().st_uid) as process:
-        (folder / "pg18" / "postmaster.pid").write_text(content.replace(stale, str(process.pid), 1))
+        for file, content in zip(files, contents, strict=True):
+            file.write_text(content.replace(stale, str(process.pid), 1))
         with running(folder) as postgres:
             assert await ask(postgres.dsn, "SELECT 1") == 1
         assert process.poll() is None

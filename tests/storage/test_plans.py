@@ -466,7 +466,7 @@ EVERYBODY = (OPERATOR, ORDINARY, TOMBSTONES, OWNER, RECIPIENT)
 PLACES = (GUANGZHOU, None)
 
 #: Orders that indexes serve, and those that are sorted.
-SERVED = ("", "create_time", "name", "name desc", "create_time desc, name", "name desc, create_time")
+SERVED = ("", "name", "create_time desc, name", "name desc, create_time")
 SORTED = {"images": ("update_time desc", "size_bytes", "image_id"), "instances": ("update_time desc", "instance_id")}
 
 #: Filters that many match, or that an index serves; and those that few match.
@@ -542,7 +542,9 @@ async def test_without_its_index_a_statement_reads_much_more(large: Large, index
 
 async def test_every_index_serves_a_statement(large: Large) -> None:
     plans = [plan for priced in PRICED for plan in await large.plans(priced.call)]
-    plans += [plan for listed in NEAR for plan in await plans_of_pages(large, listed)]
+    plans += [plan for listed in NEAR if listed.region_id for plan in await plans_of_pages(large, listed)]
+    plans += await large.plans(Listed("operations", OPERATOR).page)
+    plans += await large.plans(Listed("operations", ORDINARY).page)
     used = {index for plan in plans for index in plan.indexes}
     names = "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class ON pg_class.oid = indrelid"
     ours = await large.connection._raw.fetch(f"{names} WHERE relnamespace = 'public'::regnamespace AND NOT indisunique")
