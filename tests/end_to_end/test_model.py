@@ -75,7 +75,7 @@ class Service:
 
     def written(self) -> list[tuple[Any, ...]]:
         """What is the same as before if nothing was written."""
-        return self.sql(_WRITTEN)
+        return sorted(self.sql(_WRITTEN))
 
 
 @pytest.fixture(scope="module")
