@@ -93,7 +93,7 @@ docs: .venv/installed ## rewrite docs/rules.md and docs/errors.md from the rules
 .PHONY: lock
 lock: $(BIN)/uv ## renew requirements.lock from the pyproject files
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-package cunho \
-	  --group dev client/pyproject.toml pyproject.toml -o requirements.lock
+	  --group dev --group site --all-extras client/pyproject.toml pyproject.toml -o requirements.lock
 
 .PHONY: wheels
 wheels: .venv/installed ## build both distributions into dist/

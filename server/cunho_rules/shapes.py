@@ -6,11 +6,13 @@ plain: the server walks the messages and asks `problem` of each field. Source: A
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from cunho_rules import limits
+from cunho_rules import filters, limits, orders
+from cunho_rules.refusals import Reason, Refusal, Violation
 
 #: Control characters, and the invisible ones that let one name pose as another: what Unicode calls default ignorable
 #: (bidirectional controls, zero-width characters, fillers, variation selectors, tags, the byte order mark ...), line and
@@ -122,7 +124,59 @@ def ignored(value: object) -> None:
     """Any value: the field is set by the server, and what a caller sends in it has no effect."""
 
 
-Shape = Problem | Enum | Each | Message | Mask
+@dataclass(frozen=True, slots=True)
+class Language:
+    """A filter or an order: text that is parsed. What is wrong with it has a reason of its own. Source: SEL-3.
+
+    Args:
+        reason: why a request is refused in which nothing else is malformed.
+        parse: gives what the text means; raises FilterProblem or OrderProblem.
+    """
+
+    reason: Reason
+    parse: Callable[[str], Any]
+
+    def problem(self, value: str) -> str | None:
+        """What is wrong with the text, as of any other field."""
+        if too_long := _LANGUAGE_TEXT(value):
+            return too_long
+        problem = self._problem(value)
+        return f"at {problem.position}: {problem.problem}" if problem else None
+
+    def refusal(self, field: str, value: str) -> Refusal | None:
+        """The refusal with the reason of the language; None if the text cannot even be parsed."""
+        problem = None if _LANGUAGE_TEXT(value) else self._problem(value)
+        if problem is None:
+            return None
+        text = f"at {problem.position}: {problem.problem}"
+        violations = (Violation(field, text),)
+        return Refusal(self.reason, field=problem.field, position=problem.position, problem=text, violations=violations)
+
+    def _problem(self, value: str) -> filters.FilterProblem | orders.OrderProblem | None:
+        try:
+            self.parse(value)
+        except (filters.FilterProblem, orders.OrderProblem) as problem:
+            return problem
+        return None
+
+
+_LANGUAGE_TEXT = text(limits.FILTER_LENGTH)
+
+
+def _filter(fields: Mapping[str, filters.Field]) -> Language:
+    return Language(Reason.INVALID_FILTER, lru_cache(1024)(lambda value: filters.parse(value, fields)))
+
+
+def _order(fields: Sequence[str], tie_breaker: str) -> Language:
+    return Language(Reason.INVALID_ORDER_BY, lru_cache(1024)(lambda value: orders.parse(value, fields, tie_breaker)))
+
+
+image_filter, image_order = _filter(filters.IMAGE_FIELDS), _order(orders.IMAGE_ORDER_FIELDS, "image_id")
+instance_filter, instance_order = _filter(filters.INSTANCE_FIELDS), _order(orders.INSTANCE_ORDER_FIELDS, "instance_id")
+#: Requests name no order of operations; this one gives the default.
+operation_filter, operation_order = _filter(filters.OPERATION_FIELDS), _order(("create_time",), "operation_id")
+
+Shape = Problem | Enum | Each | Message | Mask | Language
 
 
 def _id(prefix: str, *, optional: bool = False) -> Problem:
@@ -171,7 +225,6 @@ description = text(limits.DESCRIPTION_LENGTH)
 family = matching(r"[a-z0-9.-]{1,60}", "1 to 60 characters of [a-z0-9.-]", optional=True)
 family_required = matching(r"[a-z0-9.-]{1,60}", "1 to 60 characters of [a-z0-9.-]")
 uri = text(limits.URI_LENGTH, 1)
-filter_text = text(limits.FILTER_LENGTH)
 page_size = number(0, 2**31 - 1)
 page_token = matching(
     rf"[A-Za-z0-9_-]{{1,{limits.PAGE_TOKEN_LENGTH}}}", "a next_page_token as the service gave it", optional=True
@@ -206,9 +259,7 @@ PARTS: dict[str, dict[str, Shape]] = {
     },
     "Checksum": {
         "algorithm": Enum(required=True),
-        "value": matching(
-            r"[0-9a-f]{64}|[0-9a-f]{128}", "64 hexadecimal digits in lower case for SHA256, 128 for SHA512"
-        ),
+        "value": matching(r"[0-9a-f]+", "hexadecimal digits in lower case"),
     },
     "ImageContent": {"uri": uri, "checksum": Message()},
     "Software": {"name": name, "version": name},
@@ -243,7 +294,7 @@ PARTS: dict[str, dict[str, Shape]] = {
 
 _PAGE: dict[str, Shape] = {"page_size": page_size, "page_token": page_token}
 _SAFE: dict[str, Shape] = {"request_id": request_id, "validate_only": anything}
-_LIST: dict[str, Shape] = {"region_id": region_id_or_all, **_PAGE, "filter": filter_text, "order_by": filter_text}
+_LIST: dict[str, Shape] = {"region_id": region_id_or_all, **_PAGE}
 _SHARES: dict[str, Shape] = {"image_id": image_id, "etag": etag, **_SAFE}
 _INSTANCE: dict[str, Shape] = {"instance_id": instance_id, "etag": etag, **_SAFE}
 
@@ -251,7 +302,12 @@ _INSTANCE: dict[str, Shape] = {"instance_id": instance_id, "etag": etag, **_SAFE
 REQUESTS: dict[str, dict[str, Shape]] = {
     "GetImageRequest": {"image_id": image_id},
     "BatchGetImagesRequest": {"image_ids": Each(image_id, limits.IMAGES_PER_CALL, minimum=1, unique=True)},
-    "ListImagesRequest": {**_LIST, "usable_with_instance_type": instance_type_or_none},
+    "ListImagesRequest": {
+        **_LIST,
+        "filter": image_filter,
+        "order_by": image_order,
+        "usable_with_instance_type": instance_type_or_none,
+    },
     "ResolveImageRequest": {"region_id": region_id, "family": family_required, "architecture": Enum()},
     "CreateImageRequest": {
         "region_id": region_id,
@@ -339,7 +395,7 @@ REQUESTS: dict[str, dict[str, Shape]] = {
         **_SAFE,
     },
     "GetInstanceRequest": {"instance_id": instance_id},
-    "ListInstancesRequest": _LIST,
+    "ListInstancesRequest": {**_LIST, "filter": instance_filter, "order_by": instance_order},
     "UpdateInstanceRequest": {
         "instance": Message(required=True),
         "update_mask": Mask("instance", ("name", "description", "labels")),
@@ -384,11 +440,54 @@ REQUESTS: dict[str, dict[str, Shape]] = {
     "GetOperationRequest": {"name": operation_name},
     "ListOperationsRequest": {
         "name": matching("operations", '"operations"', optional=True),
-        "filter": filter_text,
+        "filter": operation_filter,
         **_PAGE,
         "return_partial_success": ignored,
     },
     "WaitOperationRequest": {"name": operation_name, "timeout": ignored},
     "CancelOperationRequest": {"name": operation_name},
     "DeleteOperationRequest": {"name": operation_name},
+}
+
+
+#: Numbers of cunho.v1.Checksum.Algorithm, and how many hexadecimal digits their values have.
+_DIGITS = {1: ("SHA256", 64), 2: ("SHA512", 128)}
+
+#: Numbers and names of cunho.v1.QuotaId.
+_CUSTOM_IMAGES, _SHARES_PER_IMAGE = (1, "QUOTA_ID_CUSTOM_IMAGES"), (2, "QUOTA_ID_SHARES_PER_IMAGE")
+
+
+def _digits(checksum: Any) -> Iterator[Violation]:
+    algorithm, digits = _DIGITS.get(checksum.algorithm, ("", 0))
+    if digits and checksum.value and len(checksum.value) != digits:
+        yield Violation("value", f"must have {digits} digits for {algorithm}, has {len(checksum.value)}")
+
+
+def _scope(needed_of_images: Sequence[str]) -> "Together":
+    """The fields that a quota has, and those that it has not."""
+    scopes = {
+        _CUSTOM_IMAGES: (needed_of_images, ("image_id",)),
+        _SHARES_PER_IMAGE: (("image_id",), ("account_id", "region_id")),
+    }
+
+    def find(request: Any) -> Iterator[Violation]:
+        for (number, name), (needed, barred) in scopes.items():
+            if request.quota_id == number:
+                yield from (
+                    Violation(each, f"must be given for {name}") for each in needed if not getattr(request, each)
+                )
+                yield from (
+                    Violation(each, f"must not be given for {name}") for each in barred if getattr(request, each)
+                )
+
+    return find
+
+
+Together = Callable[[Any], Iterator[Violation]]
+
+#: What is wrong with the fields of a message together, by message name.
+TOGETHER: dict[str, Together] = {
+    "Checksum": _digits,
+    "GetQuotaRequest": _scope(("region_id",)),
+    "SetQuotaLimitRequest": _scope(("account_id", "region_id")),
 }

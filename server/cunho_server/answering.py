@@ -97,8 +97,8 @@ def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
     except DecodeError:
         problem = "its bytes are not a message of this type: not protobuf, not UTF-8, or nested too deep"
         raise malformed([Violation("(request)", problem)]) from None
-    if request is not None and (violations := shape.violations(request)):
-        raise malformed(violations)
+    if request is not None and (refusal := shape.refusal(request)):
+        raise refusal
     return request
 
 

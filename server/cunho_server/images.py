@@ -8,8 +8,7 @@ from google.longrunning.operations_pb2 import Operation
 
 from cunho import v1 as pb
 from cunho.v1 import image_service_pb2_grpc
-from cunho_rules import actions, orders
-from cunho_rules.filters import IMAGE_FIELDS
+from cunho_rules import actions, shapes
 from cunho_rules.model import Caller, Facts, Image, ImageState, Upload, etag
 from cunho_rules.refusals import Refusal
 from cunho_server import explaining, making, messages, status
@@ -38,7 +37,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
 
     async def ListImages(self, request: pb.ListImagesRequest, context: Any) -> pb.ListImagesResponse:
         caller = self.caller(context)
-        page = self.page(caller, request, IMAGE_FIELDS, orders.IMAGE_ORDER_FIELDS, "image_id")
+        page = self.page(caller, request, filter=shapes.image_filter, order=shapes.image_order)
         region_id, type_id = one_region(request.region_id), request.usable_with_instance_type or None
         async with self.reading(context) as (caller, connection):
             usable_with = await regions.get_type(connection, type_id) if type_id else None

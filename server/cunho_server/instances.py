@@ -6,9 +6,8 @@ from google.longrunning.operations_pb2 import Operation
 
 from cunho import v1 as pb
 from cunho.v1 import instance_service_pb2_grpc
-from cunho_rules import actions, orders, warnings
+from cunho_rules import actions, shapes, warnings
 from cunho_rules.checks import Action
-from cunho_rules.filters import INSTANCE_FIELDS
 from cunho_rules.images import kind, trust
 from cunho_rules.model import Facts, Instance, InstanceState, etag
 from cunho_server import explaining, messages
@@ -59,7 +58,7 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
 
     async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:
         caller, region_id = self.caller(context), one_region(request.region_id)
-        page = self.page(caller, request, INSTANCE_FIELDS, orders.INSTANCE_ORDER_FIELDS, "instance_id")
+        page = self.page(caller, request, filter=shapes.instance_filter, order=shapes.instance_order)
         async with self.reading(context) as (caller, connection):
             found = await instances.page(
                 connection,

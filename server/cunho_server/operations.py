@@ -5,7 +5,7 @@ from typing import Any
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 
-from cunho_rules.filters import OPERATION_FIELDS
+from cunho_rules import shapes
 from cunho_rules.limits import OPERATIONS_PAGE_SIZE_MAX
 from cunho_rules.model import Caller, Operation, Role
 from cunho_rules.refusals import Reason, Refusal
@@ -31,9 +31,8 @@ class Operations(Servicer, operations_pb2_grpc.OperationsServicer):  # type: ign
         page = self.page(
             self.caller(context),
             request,
-            OPERATION_FIELDS,
-            ("create_time", "operation_id"),
-            "operation_id",
+            filter=shapes.operation_filter,
+            order=shapes.operation_order,
             size_max=OPERATIONS_PAGE_SIZE_MAX,
         )
         async with self.reading(context) as (caller, connection):

@@ -15,6 +15,7 @@ from cunho_rules.limits import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
 from cunho_rules.model import Caller, Role
 from cunho_rules.pricing import Quote
 from cunho_rules.refusals import Reason, Refusal, Violation, malformed
+from cunho_rules.shapes import Language
 from cunho_rules.shapes import request_id as request_id_problem
 from cunho_rules.warnings import Warning
 from cunho_server import ids, messages
@@ -188,29 +189,21 @@ class Servicer:
         self,
         caller: Caller,
         request: Any,
-        fields: Mapping[str, filters.Field] | None = None,
-        order_fields: Sequence[str] = (),
+        *,
+        filter: Language | None = None,
+        order: Language | None = None,
         tie_breaker: str = "",
         size_max: int = PAGE_SIZE_MAX,
     ) -> Page:
-        """What the list request asks for. Refuses: INVALID_FILTER, INVALID_ORDER_BY, INVALID_PAGE_TOKEN.
+        """What the list request asks for, whose shape has been checked. Refuses: INVALID_PAGE_TOKEN.
 
         Args:
-            fields: what may be filtered on; None if the request has no filter.
-            order_fields: what may be ordered by; empty if the only order is the tie breaker's.
+            filter: the language of the request's filter, if it has one.
+            order: that of its order_by; None if the only order is by `tie_breaker`.
             size_max: results in a page at most.
         """
-        expression = (
-            _parsed(Reason.INVALID_FILTER, "filter", lambda: filters.parse(request.filter, fields or {}))
-            if fields
-            else None
-        )
-        keys: Sequence[orders.Key] = [orders.Key(tie_breaker, False)]
-        if order_fields:
-            order_by = getattr(request, "order_by", "")
-            keys = _parsed(
-                Reason.INVALID_ORDER_BY, "order_by", lambda: orders.parse(order_by, order_fields, tie_breaker)
-            )
+        expression = filter.parse(request.filter) if filter else None
+        keys = order.parse(getattr(request, "order_by", "")) if order else [orders.Key(tie_breaker, False)]
         place = self.service.page_tokens.place(caller, request)
         if place is not None:
             place = [
@@ -250,20 +243,3 @@ def _idempotency_key(context: Any) -> str:
     if problem := request_id_problem(key):
         raise malformed([Violation(IDEMPOTENCY_KEY, problem)])
     return str(key)
-
-
-Parsed = TypeVar("Parsed")
-
-
-def _parsed(reason: Reason, name: str, parse: Callable[[], Parsed]) -> Parsed:
-    try:
-        return parse()
-    except (filters.FilterProblem, orders.OrderProblem) as problem:
-        text = f"at {problem.position}: {problem.problem}"
-        raise Refusal(
-            reason,
-            field=problem.field,
-            position=problem.position,
-            problem=text,
-            violations=(Violation(name, text),),
-        ) from None

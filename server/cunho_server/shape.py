@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from cunho_rules.refusals import Violation
-from cunho_rules.shapes import PARTS, REQUESTS, Each, Enum, Mask, Shape
+from cunho_rules.refusals import Refusal, Violation, malformed
+from cunho_rules.shapes import PARTS, REQUESTS, TOGETHER, Each, Enum, Language, Mask, Shape, Together
 from cunho_rules.shapes import Message as Part
 
 #: Finds what is wrong with a value, given its path.
@@ -22,8 +22,26 @@ _ALWAYS = ("image_id", "instance_id", "account_id", "etag")
 
 
 def violations(request: Message) -> list[Violation]:
-    """Every field of the request that is malformed, in the order of the proto. Source: ALL-5."""
-    return [violation for find in _finders(request.DESCRIPTOR) for violation in find(request, "")]
+    """Every field of the request that is malformed, each once, in the order of the proto. Source: ALL-5."""
+    found: dict[str, Violation] = {}
+    for find in _finders(request.DESCRIPTOR):
+        for violation in find(request, ""):
+            found.setdefault(violation.field, violation)
+    return list(found.values())
+
+
+def refusal(request: Message) -> Refusal | None:
+    """Why the request is malformed, naming every field; None if it is not.
+
+    A filter or an order has a reason of its own, if nothing else is malformed. Source: ALL-5, SEL-3.
+    """
+    found = violations(request)
+    if len(found) == 1:
+        field = found[0].field
+        shape = REQUESTS[request.DESCRIPTOR.name].get(field)
+        if isinstance(shape, Language) and (own := shape.refusal(field, getattr(request, field))):
+            return own
+    return malformed(found) if found else None
 
 
 def masked(paths: Iterable[str], allowed: Iterable[str]) -> frozenset[str]:
@@ -36,11 +54,19 @@ def masked(paths: Iterable[str], allowed: Iterable[str]) -> frozenset[str]:
 def _finders(descriptor: Descriptor, only: frozenset[str] | None = None, shape: str = "") -> tuple[_Finder, ...]:
     name = shape or descriptor.full_name.removeprefix(f"{descriptor.file.package}.")
     shapes = REQUESTS.get(name) or PARTS[name]
-    return tuple(
-        _of_field(descriptor.fields_by_name[field], shape, descriptor)
-        for field, shape in sorted(shapes.items(), key=lambda item: descriptor.fields_by_name[item[0]].number)
-        if only is None or field in only
+    together = TOGETHER.get(name)
+    return (
+        *(
+            _of_field(descriptor.fields_by_name[field], shape, descriptor)
+            for field, shape in sorted(shapes.items(), key=lambda item: descriptor.fields_by_name[item[0]].number)
+            if only is None or field in only
+        ),
+        *([_of_all(together)] if together else ()),
     )
+
+
+def _of_all(together: Together) -> _Finder:
+    return lambda message, path: [Violation(path + field, problem) for field, problem in together(message)]
 
 
 def _of_field(field: FieldDescriptor, shape: Shape, owner: Descriptor) -> _Finder:
@@ -56,13 +82,23 @@ def _of_field(field: FieldDescriptor, shape: Shape, owner: Descriptor) -> _Finde
 
 
 def _of_value(field: FieldDescriptor, shape: Any) -> _Finder:
-    problem = _enum_problem(field, shape) if isinstance(shape, Enum) else shape
+    problem = _problem(field, shape)
 
     def find(value: Any, path: str) -> Iterable[Violation]:
         found = problem(value)
         return (Violation(path, found),) if found else ()
 
     return find
+
+
+def _problem(field: FieldDescriptor, shape: Any) -> Callable[[Any], str | None]:
+    match shape:
+        case Enum():
+            return _enum_problem(field, shape)
+        case Language():
+            return shape.problem
+    found: Callable[[Any], str | None] = shape
+    return found
 
 
 def _enum_problem(field: FieldDescriptor, shape: Enum) -> Callable[[int], str | None]:

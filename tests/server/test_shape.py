@@ -1,7 +1,7 @@
 """The table of shapes agrees with the protos: with their messages, with their fields, and with what their comments promise."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +12,10 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from tests.end_to_end.requests_of import BY_NAME, RPCS, Place, Rpc, behaves, is_map, places, required, valid
 
 from cunho import v1 as pb
-from cunho_rules.refusals import Violation
+from cunho_rules.refusals import Reason, Violation
 from cunho_rules.shapes import PARTS, REQUESTS, Each, Enum, Mask
 from cunho_rules.shapes import Message as Part
-from cunho_server.shape import masked, violations
+from cunho_server.shape import masked, refusal, violations
 
 PROTOS = Path(__file__).parents[2] / "protos" / "cunho" / "v1"
 
@@ -186,7 +186,8 @@ def resize(owner: Any, field: FieldDescriptor, size: int) -> None:
         form = "img-{:08}" if field.name == "image_ids" else "id-{}"
         value[:] = map(form.format, range(size))
     elif field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
-        setattr(owner, field.name, ("https://" + "x" * size if "uri" in field.name else "x" * size)[:size])
+        begin = "https://" if "uri" in field.name else "name = " if field.name == "filter" else ""
+        setattr(owner, field.name, (begin + "x" * size)[:size])
     else:
         setattr(owner, field.name, size)
 
@@ -234,6 +235,57 @@ def test_the_bounds_are_those_that_the_comments_word(rpc: Rpc, place: Place, wor
 )
 def test_a_violation_says_what_the_field_must_be(sent: Any, said: str) -> None:
     assert [f"{field}: {problem}" for field, problem in violations(sent)] == [said]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name", "length"), [("ALGORITHM_SHA256", "SHA256", 64), ("ALGORITHM_SHA512", "SHA512", 128)]
+)
+def test_a_checksum_has_as_many_digits_as_its_algorithm_gives(algorithm: str, name: str, length: int) -> None:
+    request = valid(BY_NAME["ImportImage"])
+    request.expected_checksum.algorithm = pb.Checksum.Algorithm.Value(algorithm)
+    request.expected_checksum.value = "a" * length
+    assert violations(request) == []
+    request.expected_checksum.value = "a" * (192 - length)
+    problem = f"must have {length} digits for {name}, has {192 - length}"
+    assert violations(request) == [Violation("expected_checksum.value", problem)]
+
+
+def test_a_quota_has_the_scope_that_its_name_says() -> None:
+    images, shares = (pb.QuotaId.Value(f"QUOTA_ID_{name}") for name in ("CUSTOM_IMAGES", "SHARES_PER_IMAGE"))
+    of_image, of_account = {"image_id": "img-00000000"}, {"account_id": "acme", "region_id": "ap-guangzhou"}
+    requests: list[Callable[..., Any]] = [pb.GetQuotaRequest, pb.SetQuotaLimitRequest]
+    for request in requests:
+        assert violations(request(quota_id=images, **of_account)) == []
+        assert violations(request(quota_id=shares, **of_image)) == []
+        wrong = violations(request(quota_id=shares, **of_account))
+        assert [field for field, _ in wrong] == ["image_id", "account_id", "region_id"]
+        assert all("be given for QUOTA_ID_SHARES_PER_IMAGE" in problem for _, problem in wrong)
+        wrong = violations(request(quota_id=images, **of_image))
+        assert [field for field, _ in wrong][-1] == "image_id"
+        assert all("be given for QUOTA_ID_CUSTOM_IMAGES" in problem for _, problem in wrong)
+
+
+def test_a_wrong_filter_is_named_together_with_every_other_wrong_field() -> None:
+    request = pb.ListImagesRequest(region_id="-", page_size=-1, filter="nam = x", order_by="name sideways")
+    refused = refusal(request)
+    assert refused is not None
+    assert refused.reason is Reason.INVALID_REQUEST
+    assert [violation.field for violation in refused.violations] == ["page_size", "filter", "order_by"]
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"), [("filter", Reason.INVALID_FILTER), ("order_by", Reason.INVALID_ORDER_BY)]
+)
+def test_a_filter_or_an_order_wrong_alone_has_a_reason_of_its_own(field: str, reason: Reason) -> None:
+    request = pb.ListImagesRequest(region_id="-")
+    setattr(request, field, "nonsense nonsense")
+    refused = refusal(request)
+    assert refused is not None
+    assert refused.reason is reason
+    setattr(request, field, "x" * 2049)
+    too_long = refusal(request)
+    assert too_long is not None
+    assert too_long.reason is Reason.INVALID_REQUEST
 
 
 def test_a_long_name_is_told_how_long_it_is_in_characters_and_not_in_bytes() -> None:
