@@ -76,19 +76,24 @@ protos: .venv/installed $(GOOGLEAPIS) ## regenerate the client's code from proto
 	  --include_source_info --include_imports --descriptor_set_out=.build/cunho.binpb $(PROTOS)
 	@find $(OUT)/cunho/v1 -name '*_pb2_grpc.py*' ! -name '*_service_pb2_grpc.py*' -delete
 	@$(BIN)/python protos/client.py .build/cunho.binpb $(OUT)/cunho
-	@$(BIN)/ruff check --quiet --fix $(OUT)/cunho/methods.py $(OUT)/cunho/v1/__init__.py
-	@$(BIN)/ruff format --quiet $(OUT)/cunho/methods.py $(OUT)/cunho/v1/__init__.py
+	@$(BIN)/ruff check --quiet --fix $(OUT)/cunho/methods.py $(OUT)/cunho/aio/methods.py $(OUT)/cunho/v1/__init__.py
+	@$(BIN)/ruff format --quiet $(OUT)/cunho/methods.py $(OUT)/cunho/aio/methods.py $(OUT)/cunho/v1/__init__.py
 
 .PHONY: check-protos
 check-protos: ## fail if the client's code is not what protos/ says
 	@$(MAKE) --no-print-directory protos OUT=.build/client
 	@diff client/cunho/methods.py .build/client/cunho/methods.py \
+	  && diff client/cunho/aio/methods.py .build/client/cunho/aio/methods.py \
 	  && diff -r -x __pycache__ client/cunho/v1 .build/client/cunho/v1 \
 	  || { echo "client/cunho is not what protos/ says: run make protos"; exit 1; }
 
 .PHONY: docs
-docs: .venv/installed ## rewrite docs/rules.md and docs/errors.md from the rules
-	@$(BIN)/python docs/generate.py docs
+docs: .venv/installed $(GOOGLEAPIS) ## rewrite the pages that say what the code says
+	@$(BIN)/python -m docs.generate docs
+
+.PHONY: site
+site: .venv/installed ## build the documentation into .build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .PHONY: lock
 lock: $(BIN)/uv ## renew requirements.lock from the pyproject files

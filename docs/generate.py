@@ -1,4 +1,4 @@
-"""Writes docs/rules.md and docs/errors.md from the rules: `python generate.py FOLDER`.
+"""Writes every page that says what the code says: `python -m docs.generate FOLDER`.
 
 Says nothing of its own about a rule: statements, demands, messages and remedies are those that the server works with.
 """
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from types import FunctionType
+
+from docs import api_reference, filter_reference, settings_reference
 
 from cunho_rules import actions
 from cunho_rules.checks import Check, Stage
@@ -171,10 +173,18 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def pages() -> dict[str, str]:
+    """The text of every page that is written here, by its path within docs."""
+    found = {"rules.md": rules_page(), "errors.md": errors_page(), "settings.md": settings_reference.page()}
+    calls = api_reference.pages() | {"filters.md": filter_reference.page()}
+    return found | {f"api/{name}": text for name, text in calls.items()}
+
+
 def main(folder: str) -> None:
-    """Writes both pages."""
-    Path(folder, "rules.md").write_text(rules_page())
-    Path(folder, "errors.md").write_text(errors_page())
+    """Writes every page."""
+    Path(folder, "api").mkdir(exist_ok=True)
+    for name, text in pages().items():
+        Path(folder, name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """What tests of several folders use: a real PostgreSQL for the run, and a whole service for each file."""
 
+import os
 import signal
 from collections.abc import Iterator
+
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # before gRPC is imported: tests start programs while calls are under way
 
 import pytest
 from tests import world as worlds

@@ -17,9 +17,10 @@ import asyncpg
 
 from cunho import Client
 from cunho.v1 import CreateImageRequest, Image, Instance
-from cunho_server import app, catalog, identity
+from cunho_server import app, catalog, keys, opening
 from cunho_server.apply import apply
 from cunho_server.settings import Settings
+from cunho_server.tokens import Signer
 from cunho_server.work import Driver
 from cunho_storage import embedded, migrations
 from cunho_storage.database import Database
@@ -49,7 +50,7 @@ class World:
 
     def __init__(self, dsn: str, settings: Settings, driver: Driver | None) -> None:
         self.dsn, self.settings = dsn, settings
-        self.signer = identity.Signer(identity.development_key(settings.development_key))
+        self.signer = Signer(keys.development_key(settings.development_key), settings)
         self._driver = driver
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -67,7 +68,7 @@ class World:
     async def _serve(self) -> None:
         self._stopped = asyncio.Event()
         async with (
-            app.opened(self.settings, self.dsn) as self.database,
+            opening.opened(self.settings, self.dsn) as self.database,
             app.serving(self.settings, self.database, self._driver) as serving,
         ):
             self.address, self.service = serving.address, serving.service

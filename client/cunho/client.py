@@ -1,36 +1,14 @@
-"""The connection to the service: how calls are sent, retried and refused. Which calls there are is in methods.py."""
+"""The client: how calls are sent and refused. Which calls there are is in methods.py."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from google.longrunning.operations_pb2 import WaitOperationRequest
 
+from cunho.connection import Caller, Tls, opened
 from cunho.methods import Item, Methods, Request, Response
 from cunho.refused import Refused
-
-# No `timeout` in here: it would end calls early and the server would not know of it.
-SERVICE_CONFIG: dict[str, object] = {
-    "methodConfig": [
-        {
-            "name": [{}],  # every RPC: mutations carry request ids, so they are as safe to repeat as reads
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 3,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-CHANNEL_OPTIONS = (("grpc.service_config", json.dumps(SERVICE_CONFIG)),)
-"""Options that make a channel of your own retry calls that find the service UNAVAILABLE."""
-
-WAIT_MARGIN_SECONDS = 5
-"""How much longer than the wait itself a WaitOperation call may take, so that its answer can arrive."""
 
 
 class Client(Methods):
@@ -43,29 +21,36 @@ class Client(Methods):
             for image in client.list_images(region_id="ap-guangzhou"):
                 print(image.image_id, image.name)
 
+    It may be used by many threads at once. `cunho.aio.Client` is the same for asyncio.
+
     Args:
-        address_or_channel: "host:port" of a service without TLS, or a channel, which is closed with the client. Give a
-            channel of your own CHANNEL_OPTIONS, or its calls are not retried.
-        token: Bearer token of every call, or what returns one; it is asked for each call.
+        address_or_channel: "host:port" or "unix:PATH" of a service; or a channel, which is closed with the client. Give
+            a channel of your own `CHANNEL_OPTIONS`, or its calls are not repeated.
+        token: Bearer token of every call, or what returns one, as `TokenFile` does; it is asked for each call.
+            Default: none, for a caller whose identity is its certificate.
+        tls: Authorities, certificate and name for TLS; True for TLS with the authorities that this machine trusts;
+            False for none, where a proxy or a mesh on this machine does it: otherwise the token crosses the network for
+            everybody to read. Default: TLS as by True, but none to a loopback address or a Unix socket.
         account: Account to act for; for the service role only. Default: empty, the token's own.
         timeout_seconds: Deadline of each call that is given none. Default: 30.
+
+    Raises:
+        OSError: A file of `tls` cannot be read.
+        ValueError: A file of `tls` is not what it should be, or `tls` was given with a channel.
     """
 
     def __init__(
         self,
         address_or_channel: str | grpc.Channel,
         *,
-        token: str | Callable[[], str],
+        token: str | Callable[[], str] | None = None,
+        tls: Tls | bool | None = None,
         account: str = "",
         timeout_seconds: float = 30,
     ) -> None:
-        if isinstance(address_or_channel, str):
-            address_or_channel = grpc.insecure_channel(address_or_channel, options=CHANNEL_OPTIONS)
-        super().__init__(address_or_channel)
-        self._channel = address_or_channel
-        self._token = token
-        self._account = account
-        self._timeout_seconds = timeout_seconds
+        self._channel: grpc.Channel = opened(grpc, address_or_channel, tls)
+        super().__init__(self._channel)
+        self._caller = Caller(token, account, timeout_seconds)
 
     def close(self) -> None:
         """Closes the channel; calls under way are cancelled."""
@@ -85,11 +70,9 @@ class Client(Methods):
         request: Request,
         timeout_seconds: float | None,
     ) -> Response:
-        seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        if isinstance(request, WaitOperationRequest):
-            seconds += WAIT_MARGIN_SECONDS
+        seconds = self._caller.seconds(request, timeout_seconds)
         try:
-            return method(request, timeout=seconds, metadata=self._metadata())
+            return method(request, timeout=seconds, metadata=self._caller.metadata())
         except grpc.RpcError as error:
             raise Refused.from_call(error) from error
 
@@ -106,9 +89,3 @@ class Client(Methods):
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
-
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        # Call credentials would need a channel with TLS, which a service on loopback has not.
-        token = self._token if isinstance(self._token, str) else self._token()
-        account = (("cunho-account", self._account),) if self._account else ()
-        return (("authorization", f"Bearer {token.strip()}"), *account)

@@ -1,5 +1,7 @@
 """Slow work that the service does, as its caller sees it. All waiting is done by the service: nothing polls here."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
@@ -22,14 +24,10 @@ WAIT_SECONDS = 25
 Response_co = TypeVar("Response_co", bound=Message, covariant=True)
 
 
-class Operation(Generic[Response_co]):
-    """Slow work that the service does; it goes on whether or not anybody waits for it.
+class OperationState(Generic[Response_co]):
+    """What the service last said of an operation: all that needs no call."""
 
-    Everything here is as of the last answer of the service; `refresh` and `result` renew it.
-    """
-
-    def __init__(self, client: "Methods", operation: operations_pb2.Operation) -> None:
-        self._client = client
+    def __init__(self, operation: operations_pb2.Operation) -> None:
         self._operation = operation
 
     @property
@@ -59,6 +57,54 @@ class Operation(Generic[Response_co]):
         """Price of each image that it makes, or with validate_only would make."""
         return list(self.metadata.quotes)
 
+    def _waits(self, timeout_seconds: float | None) -> Iterator[float]:
+        """How long each call that waits for its end may wait, until it has ended; raises when the time is up."""
+        name = self._existing_name()
+        end = inf if timeout_seconds is None else monotonic() + timeout_seconds
+        while not self.done:
+            if (left := end - monotonic()) <= 0:
+                raise TimeoutError(
+                    f"{name} has not ended within {timeout_seconds} s ({self.metadata.progress_percent} % of its steps "
+                    "have). It goes on: call result() again, or cancel()."
+                )
+            yield min(left, WAIT_SECONDS)
+
+    def _outcome(self) -> Response_co:
+        if self._operation.HasField("error"):
+            raise Refused.from_status(self._operation.error)
+        response = self._operation.response
+        response_type = GetMessageClass(default_pool().FindMessageTypeByName(response.TypeName()))
+        return cast(Response_co, response_type.FromString(response.value))
+
+    def _existing_name(self) -> str:
+        if not self.name:
+            raise ValueError(
+                "There is no operation: its call was made with validate_only, so every check passed and nothing was "
+                "done. See its metadata, quotes and warnings, or call again without validate_only."
+            )
+        return self.name
+
+
+@contextmanager
+def no_answer_is_not_the_end() -> Iterator[None]:
+    """Around a wait that the service may leave unanswered."""
+    try:
+        yield
+    except Refused as refused:
+        if refused.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
+
+
+class Operation(OperationState[Response_co]):
+    """Slow work that the service does; it goes on whether or not anybody waits for it.
+
+    Everything here is as of the last answer of the service; `refresh` and `result` renew it.
+    """
+
+    def __init__(self, client: "Methods", operation: operations_pb2.Operation) -> None:
+        super().__init__(operation)
+        self._client = client
+
     def result(self, timeout_seconds: float | None = None) -> Response_co:
         """What it made, once it has ended.
 
@@ -70,20 +116,10 @@ class Operation(Generic[Response_co]):
             TimeoutError: The time is up; the operation goes on.
             ValueError: The call was made with validate_only.
         """
-        name = self._existing_name()
-        end = inf if timeout_seconds is None else monotonic() + timeout_seconds
-        while not self.done:
-            if (left := end - monotonic()) <= 0:
-                raise TimeoutError(
-                    f"{name} has not ended within {timeout_seconds} s ({self.metadata.progress_percent} % of its steps "
-                    "have). It goes on: call result() again, or cancel()."
-                )
-            self._wait(min(left, WAIT_SECONDS))
-        if self._operation.HasField("error"):
-            raise Refused.from_status(self._operation.error)
-        response = self._operation.response
-        response_type = GetMessageClass(default_pool().FindMessageTypeByName(response.TypeName()))
-        return cast(Response_co, response_type.FromString(response.value))
+        for seconds in self._waits(timeout_seconds):
+            with no_answer_is_not_the_end():
+                self._operation = self._client.wait_operation(name=self.name, timeout_seconds=seconds)._operation
+        return self._outcome()
 
     def refresh(self) -> None:
         """Asks the service how far it is now."""
@@ -92,18 +128,3 @@ class Operation(Generic[Response_co]):
     def cancel(self) -> None:
         """Asks the service to stop it; it may still succeed, which `result` tells."""
         self._client.cancel_operation(name=self._existing_name())
-
-    def _wait(self, seconds: float) -> None:
-        try:
-            self._operation = self._client.wait_operation(name=self.name, timeout_seconds=seconds)._operation
-        except Refused as refused:
-            if refused.code is not grpc.StatusCode.DEADLINE_EXCEEDED:  # which says no more than "not ended"
-                raise
-
-    def _existing_name(self) -> str:
-        if not self.name:
-            raise ValueError(
-                "There is no operation: its call was made with validate_only, so every check passed and nothing was "
-                "done. See its metadata, quotes and warnings, or call again without validate_only."
-            )
-        return self.name

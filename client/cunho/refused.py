@@ -1,7 +1,7 @@
 """What a refused call tells its caller."""
 
 from collections.abc import Iterable
-from typing import Self, TypeVar
+from typing import Self, TypeVar, cast
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -86,9 +86,9 @@ class Refused(Exception):
     @classmethod
     def from_call(cls, error: grpc.RpcError) -> Self:
         """The refusal that gRPC raised for a call."""
-        assert isinstance(error, grpc.Call)
+        assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
         try:
-            status = rpc_status.from_call(error)
+            status = rpc_status.from_call(cast(grpc.Call, error))  # asks nothing that asyncio's error has not
         except (ValueError, DecodeError):  # a proxy changed the status and left the service's details on it
             status = None
         return cls(error.code(), error.details() or "", status.details if status else ())

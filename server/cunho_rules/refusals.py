@@ -15,6 +15,7 @@ class Code(StrEnum):
     """The canonical codes that refusals travel with; names as in google.rpc.Code."""
 
     CANCELLED = "CANCELLED"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     NOT_FOUND = "NOT_FOUND"
     ALREADY_EXISTS = "ALREADY_EXISTS"
@@ -97,6 +98,9 @@ class Reason(StrEnum):
     DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
     METHOD_NOT_FOUND = "METHOD_NOT_FOUND"
     INTERNAL_ERROR = "INTERNAL_ERROR"
+    TOO_MANY_CALLS = "TOO_MANY_CALLS"
+    CALL_TIMED_OUT = "CALL_TIMED_OUT"
+    SERVICE_STOPPING = "SERVICE_STOPPING"
 
 
 class Entry(NamedTuple):
@@ -123,13 +127,13 @@ REFUSALS: dict[Reason, Entry] = {
         Code.UNAUTHENTICATED,
         "ALL-1",
         "the call carries no credentials",
-        'Send the metadata "authorization: Bearer TOKEN".',
+        'Send the metadata "authorization: Bearer TOKEN", or call with a client certificate.',
     ),
     Reason.CREDENTIALS_INVALID: _entry(
         Code.UNAUTHENTICATED,
         "ALL-1",
         "the credentials are not valid",
-        "Get a new token; the server's log says what is wrong with this one.",
+        "Get a new token or certificate; the server's log says what is wrong with this one.",
     ),
     Reason.INVALID_REQUEST: _entry(
         Code.INVALID_ARGUMENT,
@@ -476,6 +480,27 @@ REFUSALS: dict[Reason, Entry] = {
         "ALL-1",
         "an internal error occurred; incident {incident_id}",
         "Give the incident id to the operator: it finds the cause in the server's log.",
+    ),
+    Reason.TOO_MANY_CALLS: _entry(
+        Code.RESOURCE_EXHAUSTED,
+        "ALL-7",
+        "as many calls are under way as may be at once for {scope}: {limit}",
+        "Call again in a moment, with fewer calls at once; the operator sets the limit with {setting}.",
+        retry=Retry.CALL,
+    ),
+    Reason.CALL_TIMED_OUT: _entry(
+        Code.DEADLINE_EXCEEDED,
+        "ALL-7",
+        "the call was not answered within {seconds} s, the time that it had",
+        "Call again, of a mutation with the same request_id, so that nothing is done twice.",
+        retry=Retry.CALL,
+    ),
+    Reason.SERVICE_STOPPING: _entry(
+        Code.UNAVAILABLE,
+        "ALL-7",
+        "the process that was called is stopping and takes no more calls",
+        "Call again in a moment: another process answers, or this one once it is back.",
+        retry=Retry.CALL,
     ),
 }
 

@@ -194,6 +194,10 @@ SECTIONS: dict[str, dict[str, Rule]] = {
             "visibility, permission, state, quota.",
             "ours",
         ),
+        "ALL-7": Rule(
+            "How many calls are answered at once, and how long each may take, is bounded; what is over is refused.",
+            "ours",
+        ),
     },
 }
 

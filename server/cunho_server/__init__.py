@@ -12,8 +12,16 @@ regions          RegionService
 servicer         what the servicers share: caller, transaction, request ids, pages
 making           new images and the operations that make them
 explaining       the facts of an action that is only explained
-answering        what happens around every call: credentials, shape, refusals, bugs
-identity         who calls, from signed tokens
+answering        what happens around every call: credentials, limits, shape, refusals, bugs
+call             what is known of one call, from its first byte to its outcome
+admission        how many calls are answered at once
+identity         who calls, from a token or a client certificate
+credentials      what credentials entitle to
+tokens           tokens, verified and signed
+keys             the keys of tokens: from files or a key set, kept current
+certificates     whom a client certificate names
+listening        the address, TLS and mTLS
+issuing          the keys, certificates and tokens of a first installation
 shape            the shape of requests, by the table of the rules
 status           a refusal as google.rpc.Status
 messages         stored values as messages
@@ -24,8 +32,23 @@ ledger           the compute driver without a hypervisor
 catalog          the catalogue file
 apply            applies a catalogue to the database
 reflection       what lets grpcurl work without the protos
-app              the server, wired
+protoset         the API as one file, for where there is no reflection
+healthy          what the health service answers
+metrics          what Prometheus is told
+logs             the log, and the lines that calls leave in it
+tracing          spans of calls, by OpenTelemetry
+admin            channelz and reflection on a port for operators
+channel_options  how connections are treated
+app              one process of the server, wired
+process          that process, as the supervisor starts it
+supervisor       the processes, and the embedded PostgreSQL
+opening          the database: found, brought up to date, opened
 settings         what can be chosen
 development      what a start with the development key adds
+__main__         the words of the command `cunho-server`
+commands         what each command does and prints
+operating        calls of the operator's on a command line
+check            whether an installation is sound
+probe            whether the server on this machine serves
 ===============  ===================================================================
 """

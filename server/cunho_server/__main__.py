@@ -1,7 +1,4 @@
-"""The command `cunho-server`: reads its words, calls what does the work, and says in a sentence what was refused.
-
-Commands import what they need when they run: help, mistakes and tokens do not wait for gRPC.
-"""
+"""The command `cunho-server`: reads its words, and says in a sentence what was refused. What they do is in `commands`."""
 
 import argparse
 import os
@@ -9,14 +6,11 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-import uvloop
-
 from cunho_rules.shapes import account_id as id_problem
-from cunho_server import settings
+from cunho_server import commands, settings
 from cunho_server.settings import Settings, SettingsError
 
 _FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
@@ -31,11 +25,13 @@ def main(words: Sequence[str] | None = None) -> int:
         given.run(given)
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except commands.FoundError:
+        return _FAILED
     except SettingsError as error:
         print(error, file=sys.stderr)
         return _MISUSED
     except _refusals() as error:
-        print(error, file=sys.stderr)
+        print(_told(error), file=sys.stderr)
         return _FAILED
     except _database_errors() as error:
         cause = str(error) or type(error).__name__
@@ -44,16 +40,29 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _told(error: Exception) -> str:
+    """What was refused and, of a call, what to do about it in a line of its own."""
+    from cunho import Refused
+
+    return "\n".join(filter(None, (error.message, error.remedy))) if isinstance(error, Refused) else str(error)
+
+
 def _refusals() -> tuple[type[Exception], ...]:
     """What says by itself what is wrong outside of the program, and needs no traceback."""
+    from cunho import Refused
     from cunho_rules.refusals import Refusal
-    from cunho_server.app import AddressError
     from cunho_server.catalog import CatalogError
-    from cunho_server.identity import KeyFileError
+    from cunho_server.keys import KeyFileError
+    from cunho_server.listening import AddressError
+    from cunho_server.metrics import MetricsAddressError
+    from cunho_server.probe import ProbeError
+    from cunho_server.supervisor import StartError
     from cunho_storage.embedded import EmbeddedError
+    from cunho_storage.installation import UnfitError
     from cunho_storage.migrations import MigrationError
 
-    return AddressError, CatalogError, EmbeddedError, KeyFileError, MigrationError, Refusal
+    of_start = AddressError, EmbeddedError, KeyFileError, MetricsAddressError, MigrationError, StartError, UnfitError
+    return *of_start, CatalogError, ProbeError, Refusal, Refused
 
 
 def _database_errors() -> tuple[type[Exception], ...]:
@@ -63,90 +72,129 @@ def _database_errors() -> tuple[type[Exception], ...]:
     return asyncpg.PostgresError, asyncpg.ClientConfigurationError, OSError
 
 
-# The commands
-
-
-def _serve(given: argparse.Namespace) -> None:
-    chosen = _settings(given)
-    from cunho_server import app
-
-    uvloop.run(app.serve(chosen))
-
-
-def _migrate(given: argparse.Namespace) -> None:
-    chosen = _settings(given)
-    from cunho_server import app
-
-    applied = uvloop.run(app.migrate(chosen))
-    print(*applied or ["the schema is up to date"], sep="\n")
-
-
-def _check_catalog(given: argparse.Namespace) -> None:
-    from cunho_server import catalog
-
-    declared = catalog.read(given.file)
-    counts = (
-        f"{len(declared.regions)} regions, {len(declared.instance_types)} instance types, {len(declared.images)} images"
-    )
-    print(f"{given.file}: {counts}")
-
-
-def _apply_catalog(given: argparse.Namespace) -> None:
-    chosen = _settings(given)
-    from cunho_server import app
-
-    done = uvloop.run(app.apply_catalog(chosen, given.file))
-    print(f"public images: {done.published} published, {done.changed} changed, {done.unchanged} unchanged")
-
-
-def _token(given: argparse.Namespace) -> None:
-    chosen = _settings(given)
-    from cunho_server.identity import ROLES, KeyFileError, Signer, TokenRole, private_key
-
-    if chosen.token_key:
-        raise SettingsError(
-            f"with the token key {chosen.token_key} the server accepts no tokens of the development key"
-        )
-    if bool(given.service) != bool(given.acts_for):
-        raise SettingsError("--service and --acts-for need each other: a service acts for accounts, others do not")
-    most = chosen.token_age_max_seconds
-    seconds = most if given.seconds is None else given.seconds
-    if not 1 <= seconds <= most:
-        raise SettingsError(f"--seconds is {seconds}: must be a whole number from 1 to {most}")
-    try:
-        signer = Signer(private_key(chosen.development_key))
-    except KeyFileError as error:
-        hint = "the server makes it when it first starts; name the server's data folder with --data-dir"
-        raise KeyFileError(f"{error}: {hint}") from error
-    role: TokenRole = next(role for role in ROLES if getattr(given, role))
-    acts_for = ["*"] if "*" in given.acts_for else given.acts_for
-    print(signer.token(getattr(given, role), role, acts_for=acts_for, seconds=seconds))
-
-
-def _version(given: argparse.Namespace) -> None:
-    print(version("cunho-server"))
-
-
 # The words
+
+
+class _Columns(argparse.HelpFormatter):
+    """Has room for the names of commands, which stand further right than argparse expects."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=100)
+        self._action_max_length = 14
 
 
 class _Parser(argparse.ArgumentParser):
     """Takes flags by their whole names only, and refuses in one line."""
 
     def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", _Columns)
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
+        if unknown := re.fullmatch(
+            r"argument COMMAND: invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL
+        ):
+            known = re.findall(r"[a-z-]+", unknown[2])
+            message = (
+                f"{unknown[1]!r} is no command: {settings.meant(unknown[1], known, 'there are ' + ', '.join(known))}"
+            )
         self.exit(_MISUSED, f"{self.prog}: {message} ({self.prog} --help says more)\n")
+
+
+#: Commands are added here.
+_Commands = argparse._SubParsersAction  # it has no public name
+
+#: The settings that say where the database is.
+_DATABASE = ("database_url", "data_dir")
 
 
 def _parser() -> _Parser:
     parser = _Parser(prog="cunho-server", description="Self-hosted image and instance service.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    serve = _add(commands, "serve", _serve, "answer calls until SIGTERM or SIGINT", Settings.model_fields)
+    words = parser.add_subparsers(metavar="COMMAND", required=True)
+    serve = _add(words, "serve", commands.serve, "answer calls until SIGTERM or SIGINT", Settings.model_fields)
     serve.usage = "%(prog)s [--SETTING VALUE ...]"
+    reached = ("address", "tls_certificate", "tls_key", "tls_client_ca")
+    _add(words, "health", commands.health, "ask the server on this machine whether it serves", reached)
+    _add_check(words)
+    _add_accounts(words)
+    _add_quotas(words)
+    _add_catalog(words)
+    _add_keys(words)
+    _add_token(words)
+    migrate = _add(words, "migrate", commands.migrate, "bring the database's schema up to date", _DATABASE)
+    migrate.add_argument("--dry-run", action="store_true", help="Only name what would be applied.")
+    protoset = _add(words, "protoset", commands.protoset, "write the API's descriptors, for `grpcurl -protoset`")
+    protoset.add_argument("file", metavar="FILE", type=Path, nargs="?", help="The file. Default: standard output.")
+    _add(words, "version", commands.show_version, "print the version")
+    return parser
 
-    token = _add(commands, "token", _token, "print a token signed with the development key", ["data_dir"])
+
+def _add_check(words: "_Commands[_Parser]") -> None:
+    check = _add(words, "check", commands.check, "tell whether the installation is sound", Settings.model_fields)
+    check.usage = "%(prog)s [--json] [--SETTING VALUE ...]"
+    check.description = (
+        "Tell whether the installation is sound: PostgreSQL's settings, the schema, the rights of the server's role, the\n"
+        "counters and states that are stored, certificates and keys. Nothing is changed, and servers may be running.\n"
+        "Each finding has a line with what to do; the exit code is 1 if one of them is a problem."
+    )
+    _add_json(check)
+
+
+def _add_accounts(words: "_Commands[_Parser]") -> None:
+    accounts = _add_group(words, "accounts", "list, register, change and suspend accounts")
+    _add_call(accounts, "list", commands.list_accounts, "print every account")
+    _add_call(accounts, "show", commands.show_account, "print one account", "account")
+    register = _add_call(accounts, "register", commands.register_account, "register an account", "account")
+    update = _add_call(accounts, "update", commands.update_account, "change an account's name and regions", "account")
+    for command in (register, update):
+        command.add_argument("--name", metavar="NAME", help="The name to show.")
+    regions: dict[str, Any] = {"metavar": "REGION", "type": _id, "nargs": "+", "default": []}
+    register.add_argument("--regions", help="The regions that it is active in. Default: none.", **regions)
+    which = update.add_mutually_exclusive_group()
+    which.add_argument("--regions", help="The regions that it is active in from now on.", **regions)
+    which.add_argument("--add-region", help="Regions that it becomes active in.", **regions)
+    update.add_argument("--remove-region", help="Regions that it leaves; it must have nothing there.", **regions)
+    _add_call(accounts, "suspend", commands.suspend_account, "let an account make, share and launch nothing", "account")
+    _add_call(accounts, "activate", commands.activate_account, "end the suspension of an account", "account")
+
+
+def _add_quotas(words: "_Commands[_Parser]") -> None:
+    quotas = _add_group(words, "quotas", "show and set how much accounts may have")
+    _add_call(quotas, "list", commands.list_quotas, "print an account's quotas, by region", "account")
+    _add_call(quotas, "show-image", commands.show_image_quota, "print with how many an image may be shared", "image")
+    images = "set how many custom images an account may have in a region"
+    set_ = _add_call(quotas, "set", commands.set_quota, images, "account", "region")
+    set_.add_argument("--images", metavar="COUNT", type=int, required=True, help="The most there may be.")
+    shares = "set how many accounts an image may be shared with"
+    set_image = _add_call(quotas, "set-image", commands.set_image_quota, shares, "image")
+    set_image.add_argument("--shares", metavar="COUNT", type=int, required=True, help="The most there may be.")
+
+
+def _add_catalog(words: "_Commands[_Parser]") -> None:
+    catalog = _add_group(words, "catalog", "check or apply a catalogue file, or print the built-in one")
+    check = _add(catalog, "check", commands.check_catalog, "tell what is wrong with a catalogue file")
+    apply = _add(catalog, "apply", commands.apply_catalog, "bring the database to a catalogue file", _DATABASE)
+    for command in (check, apply):
+        command.add_argument("file", metavar="FILE", type=Path, help="The file, in TOML.")
+    _add(catalog, "show", commands.show_catalog, "print the built-in catalogue, to start one's own from")
+
+
+def _add_keys(words: "_Commands[_Parser]") -> None:
+    purpose = "make certificates and keys for a first installation, where there are none"
+    keys = _add(words, "keys", commands.keys, purpose)
+    keys.add_argument("folder", metavar="FOLDER", type=Path, help="Where they are put. Nothing is overwritten.")
+    hosts = "The server's names and addresses. Default: those of this machine to itself."
+    keys.add_argument("--host", metavar="HOST", nargs="+", default=[], help=hosts)
+    clients = (
+        "Make a certificate for each: cunho://account/ID, cunho://operator/NAME or\ncunho://service/NAME?acts_for=ID,ID"
+    )
+    keys.add_argument("--client", metavar="URI", nargs="+", default=[], help=clients)
+
+
+def _add_token(words: "_Commands[_Parser]") -> None:
+    claims = [name for name in Settings.model_fields if name.startswith("token_")]
+    token = _add(words, "token", commands.token, "print a signed token", ["data_dir", *claims])
+    token.usage = "%(prog)s (--account ID | --operator NAME | --service NAME --acts-for ID ...) [--key FILE] [...]"
     subject = token.add_mutually_exclusive_group(required=True)
     subject.add_argument("--account", metavar="ID", type=_id, help="The account that calls.")
     subject.add_argument("--operator", metavar="NAME", type=_id, help="The operator who calls.")
@@ -155,49 +203,54 @@ def _parser() -> _Parser:
     token.add_argument("--acts-for", metavar="ID", type=_id_or_all, nargs="+", default=[], help=acts_for)
     seconds = "How long it is valid. Default: as long as the server accepts."
     token.add_argument("--seconds", metavar="SECONDS", type=int, help=seconds)
+    key = "PEM file of the private key to sign with. Default: the development key."
+    token.add_argument("--key", metavar="FILE", type=Path, help=key)
 
-    catalog = commands.add_parser("catalog", help="check or apply a catalogue file")
-    catalog_commands = catalog.add_subparsers(metavar="COMMAND", required=True)
-    check = _add(catalog_commands, "check", _check_catalog, "tell what is wrong with a catalogue file")
-    apply = _add(catalog_commands, "apply", _apply_catalog, "bring the database to a catalogue file", _DATABASE)
-    for command in (check, apply):
-        command.add_argument("file", metavar="FILE", type=Path, help="The file, in TOML.")
 
-    _add(commands, "migrate", _migrate, "bring the database's schema up to date", _DATABASE)
-    _add(commands, "version", _version, "print the version")
+def _add_group(words: "_Commands[_Parser]", name: str, purpose: str) -> "_Commands[_Parser]":
+    """A command that has commands."""
+    group = words.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+    return group.add_subparsers(metavar="COMMAND", required=True)
+
+
+def _add_call(
+    words: "_Commands[_Parser]", name: str, run: Callable[[argparse.Namespace], None], purpose: str, *ids: str
+) -> _Parser:
+    """A command that calls the service, with the ids that it takes."""
+    parser = _add(words, name, run, purpose, _DATABASE)
+    for id in ids:
+        parser.add_argument(id, metavar=id.upper(), type=_id, help=f"The id of the {id}.")
+    by = "The operator whom the log names. Default: the user of this machine who runs it."
+    parser.add_argument("--as", dest="operator", metavar="NAME", type=_id, help=by)
+    _add_json(parser)
     return parser
 
 
-#: The settings that say where the database is.
-_DATABASE = ("database_url", "data_dir")
+def _add_json(parser: _Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="Print JSON, for programs.")
 
 
 def _add(
-    commands: "argparse._SubParsersAction[_Parser]",
+    words: "_Commands[_Parser]",
     name: str,
     run: Callable[[argparse.Namespace], None],
     purpose: str,
     flags: Iterable[str] = (),
 ) -> _Parser:
     """A command, with the settings in `flags` as its flags."""
-    parser = commands.add_parser(
+    parser = words.add_parser(
         name,
         help=purpose,
         description=f"{purpose[0].upper()}{purpose[1:]}.",
         epilog="Variables of the environment are shown with their defaults; flags override them." if flags else None,
         formatter_class=partial(argparse.RawTextHelpFormatter, max_help_position=8, width=100),
     )
+    group = parser.add_argument_group("settings")
     for setting in flags:
         explained = settings.explained(setting).replace("%", "%%")
-        parser.add_argument(settings.flag(setting), metavar=setting.rpartition("_")[2].upper(), help=explained)
+        group.add_argument(settings.flag(setting), metavar=setting.rpartition("_")[2].upper(), help=explained)
     parser.set_defaults(run=run, parser=parser)
     return parser
-
-
-def _settings(given: argparse.Namespace) -> Settings:
-    """The settings, of which those given as flags override the environment's. Raises SettingsError."""
-    flags: dict[str, Any] = {name: vars(given).get(name) for name in Settings.model_fields}
-    return settings.load({name: value for name, value in flags.items() if value is not None})
 
 
 def _refuse(strays: Sequence[str], parser: _Parser) -> None:

@@ -1,4 +1,4 @@
-"""What happens around every call: credentials and shape before it, and whatever it raises as a status after it.
+"""What happens around every call: credentials, limits and shape before it, and whatever it raises as a status after it.
 
 Servicers never abort: they return or raise. This is the one place that aborts.
 """
@@ -8,24 +8,34 @@ import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from structlog.contextvars import bind_contextvars
 
 from cunho_rules.refusals import Reason, Refusal, Violation, malformed
-from cunho_server import shape, status
+from cunho_server import call, logs, metrics, shape, status
+from cunho_server.admission import Admission
+from cunho_server.call import CALL_ID_KEY, Call, Method
 from cunho_server.identity import Identity
+from cunho_server.tracing import Tracing
+from cunho_storage import deadlines
 from cunho_storage.database import Conflict
 
 log = logging.getLogger(__name__)
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Behavior: TypeAlias = Callable[[Any, Any], Awaitable[Message]]
+_Parse: TypeAlias = Callable[[bytes], Any]
 
 #: Services whose calls are answered here; health and reflection answer by themselves, to everybody.
 _OURS = ("/cunho.v1.", "/google.longrunning.")
 _OPEN = ("/grpc.health.", "/grpc.reflection.")
+
+#: The method whose calls are counted as waits.
+_WAITING = "WaitOperation"
 
 #: How often a transaction is run before its caller is told of the conflict.
 _ATTEMPTS = 4
@@ -39,59 +49,120 @@ class Replayed(Exception):
 
 
 class Answering(grpc.aio.ServerInterceptor):
-    """Puts `answer` around every method of ours."""
+    """Puts `answer` around every method of ours.
 
-    def __init__(self, identity: Identity) -> None:
+    Args:
+        call_seconds_max: longest that a call may take, whatever deadline it came with.
+        tracing: where calls are traced; None if nowhere.
+    """
+
+    def __init__(
+        self, identity: Identity, admission: Admission, *, call_seconds_max: float, tracing: Tracing | None = None
+    ) -> None:
         self._identity = identity
+        self._admission = admission
+        self._call_seconds_max = call_seconds_max
+        self._tracing = tracing
         self._handlers: dict[str, _Handler] = {}
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        method = handler_call_details.method
-        if handler := self._handlers.get(method):
+        path = handler_call_details.method
+        if handler := self._handlers.get(path):
             return handler
         handler = await continuation(handler_call_details)
-        if method.startswith(_OPEN) and handler is not None:
+        if path.startswith(_OPEN) and handler is not None:
             return handler
-        if handler is None or not method.startswith(_OURS):
-            return self._wrapped(method, _no_such_method(method), _anything)
-        self._handlers[method] = wrapped = self._wrapped(method, handler.unary_unary, handler.request_deserializer)
+        if handler is None or not path.startswith(_OURS):
+            return self._wrapped(call.UNKNOWN, _no_such_method(path), _anything)
+        self._handlers[path] = wrapped = self._wrapped(
+            call.method(path), handler.unary_unary, handler.request_deserializer
+        )
         return wrapped
 
-    def _wrapped(self, method: str, behavior: _Behavior, parse: Callable[[bytes], Any]) -> _Handler:
-        async def answer(data: bytes, context: Any) -> bytes:
-            request = None
-            try:
-                self._identity.caller(context.invocation_metadata())
-                request = _parsed(parse, data)
-                return await _answered(behavior, request, context)
-            except Replayed as replayed:
-                return replayed.answer
-            except Refusal as refusal:
-                refused = refusal
-            except Exception:
-                incident_id = secrets.token_hex(6)
-                log.exception("bug in %s, incident %s", method, incident_id)
-                refused = Refusal(Reason.INTERNAL_ERROR, incident_id=incident_id)
-            rich = status.status(refused, request)
-            await context.abort(status.code(refused), rich.message, status.trailers(rich))
-            raise AssertionError("abort raises")
+    def _wrapped(self, method: Method, behavior: _Behavior, parse: _Parse) -> _Handler:
+        async def answer(messages: object, context: Any) -> bytes | None:
+            this = Call(method, context.peer(), context.invocation_metadata())
+            bind_contextvars(call_id=this.call_id)
+            with self._traced(this):
+                try:
+                    data = await self._outcome(this, behavior, parse, context)
+                finally:
+                    metrics.count(this)
+                    logs.tell(this)
+            await _send_status(this, context)
+            return data
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        # A stream on this side alone: it is the same on the wire, and reading the request is under our deadline too.
+        return grpc.stream_unary_rpc_method_handler(answer)
 
+    def _traced(self, this: Call) -> AbstractContextManager[object]:
+        return self._tracing.span(this) if self._tracing else nullcontext()
 
-async def _answered(behavior: _Behavior, request: Message, context: Any) -> bytes:
-    """The answer; a transaction that others got in the way of is run again."""
-    for attempt in range(_ATTEMPTS):
+    async def _outcome(self, this: Call, behavior: _Behavior, parse: _Parse, context: Any) -> bytes | None:
+        """The answer; None if the call is refused, which it then knows."""
+        seconds = self._seconds(context)
+        time = asyncio.timeout(seconds)
         try:
-            return (await behavior(request, context)).SerializeToString()
-        except Conflict:
-            await asyncio.sleep(random.uniform(0.5, 1) * 0.02 * attempt)
-    raise Refusal(Reason.TRANSACTION_CONFLICT)
+            async with time:
+                deadlines.ends_at(time.when() or 0)
+                return await self._answer(this, behavior, parse, context)
+        except Replayed as replayed:
+            this.replayed = True
+            return replayed.answer
+        except Refusal as refusal:
+            this.refuse(refusal)
+        except asyncio.CancelledError:
+            this.code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
+            raise
+        except Exception as error:
+            if isinstance(error, TimeoutError) and time.expired():
+                this.refuse(Refusal(Reason.CALL_TIMED_OUT, seconds=f"{seconds:.3g}"))
+            else:
+                incident_id = secrets.token_hex(6)
+                log.exception("bug in /%s/%s, incident %s", this.method.service, this.method.name, incident_id)
+                this.refuse(Refusal(Reason.INTERNAL_ERROR, incident_id=incident_id))
+        return None
+
+    def _seconds(self, context: Any) -> float:
+        """How long the call may take."""
+        remaining = context.time_remaining()
+        return self._call_seconds_max if remaining is None else min(remaining, self._call_seconds_max)
+
+    async def _answer(self, this: Call, behavior: _Behavior, parse: _Parse, context: Any) -> bytes:
+        this.caller = await self._identity.verify(this.metadata, context.auth_context)
+        data = await context.read()
+        with self._admitted(this):
+            this.request = request = _parsed(parse, data)
+            for attempt in range(_ATTEMPTS):
+                try:
+                    this.answer = await behavior(request, context)
+                    return this.answer.SerializeToString()
+                except Conflict:  # others got in the way of its transaction, which is run again
+                    await asyncio.sleep(random.uniform(0.5, 1) * 0.02 * attempt)
+            raise Refusal(Reason.TRANSACTION_CONFLICT)
+
+    def _admitted(self, this: Call) -> AbstractContextManager[None]:
+        if this.method.name == _WAITING:
+            return self._admission.wait()
+        assert this.caller
+        return self._admission.call(this.caller, this.address)
 
 
-def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
+async def _send_status(this: Call, context: Any) -> None:
+    """Sets the trailing metadata of an answer; of a refusal, sends it with the status, and raises."""
+    trailers = ((CALL_ID_KEY, this.call_id),)
+    if this.refusal is None:
+        context.set_trailing_metadata(trailers)
+        return
+    rich = status.status(this.refusal, this.request)
+    await context.abort(status.code(this.refusal), rich.message, (*status.trailers(this.refusal, rich), *trailers))
+
+
+def _parsed(parse: _Parse, data: Any) -> Any:
+    if data is grpc.aio.EOF:
+        raise malformed([Violation("(request)", "there is none")])
     try:
         request = parse(data)
     except DecodeError:
@@ -102,9 +173,9 @@ def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
     return request
 
 
-def _no_such_method(method: str) -> _Behavior:
+def _no_such_method(path: str) -> _Behavior:
     async def behavior(request: object, context: object) -> Message:
-        raise Refusal(Reason.METHOD_NOT_FOUND, method=method[:200])
+        raise Refusal(Reason.METHOD_NOT_FOUND, method=path[:200])
 
     return behavior
 

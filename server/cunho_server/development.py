@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cunho_server import identity
+from cunho_server import keys
 from cunho_server.settings import Settings
+from cunho_server.tokens import Signer
 from cunho_storage import accounts, regions
 from cunho_storage.database import Database
 
@@ -25,19 +26,21 @@ async def welcome(address: str, settings: Settings, database: Database) -> None:
         for account_id in DEMO_ACCOUNTS:
             if await accounts.get(connection, account_id) is None:
                 await accounts.add(connection, account_id, account_id.title(), region_ids)
-    signer = identity.Signer(identity.development_key(settings.development_key))
+    signer = Signer(keys.development_key(settings.development_key), settings)
     seconds = settings.token_age_max_seconds
     tokens = {name: signer.token(name, "account", seconds=seconds) for name in DEMO_ACCOUNTS}
     tokens[_OPERATOR] = signer.token(_OPERATOR, "operator", seconds=seconds)
-    print(_text(address, tokens, seconds, region_ids[0]), flush=True)
+    trust = f"-cacert {shlex.quote(str(settings.tls_certificate))}" if settings.tls_certificate else "-plaintext"
+    print(_text(address, trust, tokens, seconds, region_ids[0]), flush=True)
 
 
-def _text(address: str, tokens: Mapping[str, str], seconds: int, region_id: str) -> str:
-    grpcurl, hint = _grpcurl()
+def _text(address: str, trust: str, tokens: Mapping[str, str], seconds: int, region_id: str) -> str:
+    program, hint = _grpcurl()
+    grpcurl = f"{program} {trust}"
     exports = "\n".join(f"export {name.upper()}={token}" for name, token in tokens.items())
 
     def call(method: str, **request: Any) -> str:
-        sender = f'{grpcurl} -plaintext -H "authorization: Bearer $ACME"'
+        sender = f'{grpcurl} -H "authorization: Bearer $ACME"'
         return f"{sender} -d '{json.dumps(request)}' {address} cunho.v1.{method}"
 
     linux = "kind = PUBLIC AND os.family = LINUX AND architecture = X86_64"
@@ -56,7 +59,7 @@ how many images of its own acme may have there.
 
 What else there is, the service tells itself; README.md goes on from here.{hint}
 
-{grpcurl} -plaintext {address} describe cunho.v1.ImageService
+{grpcurl} {address} describe cunho.v1.ImageService
 
 Ctrl-C stops it; the next start finds everything as it was.
 """

@@ -11,11 +11,11 @@ from cunho_rules.model import Caller, Operation, Role
 from cunho_rules.refusals import Reason, Refusal
 from cunho_server import messages
 from cunho_server.servicer import Servicer, all_of
-from cunho_storage import operations
+from cunho_storage import deadlines, operations
 from cunho_storage.database import Connection
 
-#: How long WaitOperation waits at most, and how much of the call's deadline it leaves for the answer.
-_WAIT_SECONDS_MAX, _ANSWER_SECONDS = 3600, 0.2
+#: How much of the time of the call WaitOperation leaves for the answer.
+_ANSWER_SECONDS = 0.2
 
 
 class Operations(Servicer, operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
@@ -53,7 +53,7 @@ class Operations(Servicer, operations_pb2_grpc.OperationsServicer):  # type: ign
         async with self.reading(context) as (caller, connection):
             operation = await _get(connection, caller, request.name)
         if operation.end_time is None:
-            ended = await self.service.work.wait(operation.operation_id, _wait_seconds(request, context))
+            ended = await self.service.work.wait(operation.operation_id, _wait_seconds(request))
             if ended is not None:
                 return messages.operation(ended)
             async with self.reading(context) as (caller, connection):
@@ -83,10 +83,9 @@ async def _get(connection: Connection, caller: Caller, name: str) -> Operation:
     return operation
 
 
-def _wait_seconds(request: operations_pb2.WaitOperationRequest, context: Any) -> float:
-    """As long as asked for, but so that the answer still comes within the call's deadline."""
-    remaining = context.time_remaining()
-    wait = _WAIT_SECONDS_MAX if remaining is None else max(0, remaining - _ANSWER_SECONDS)
+def _wait_seconds(request: operations_pb2.WaitOperationRequest) -> float:
+    """As long as asked for, but so that the answer still comes within the time of the call."""
+    wait = max(0, deadlines.remaining_seconds() - _ANSWER_SECONDS)
     if request.HasField("timeout"):
         wait = min(wait, max(0, request.timeout.seconds + request.timeout.nanos / 1e9))
-    return float(min(wait, _WAIT_SECONDS_MAX))
+    return wait

@@ -19,6 +19,7 @@ from cunho_rules.shapes import Language
 from cunho_rules.shapes import request_id as request_id_problem
 from cunho_rules.warnings import Warning
 from cunho_server import ids, messages
+from cunho_server.admission import Admission
 from cunho_server.answering import Replayed
 from cunho_server.identity import Identity
 from cunho_server.page_tokens import PageTokens
@@ -45,6 +46,7 @@ class Service:
     identity: Identity
     page_tokens: PageTokens
     work: Work
+    admission: Admission
     settings: Settings
 
 
@@ -153,7 +155,7 @@ class Servicer:
 
     def caller(self, context: Any) -> Caller:
         """Who calls."""
-        return self.service.identity.caller(context.invocation_metadata())
+        return self.service.identity.caller(context.invocation_metadata(), context.auth_context)
 
     @asynccontextmanager
     async def mutation(self, request: Any, context: Any) -> AsyncIterator[Mutation]:

@@ -11,15 +11,18 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cunho_storage.embedded import default_folder
 
 _PREFIX = "CUNHO_"
+#: The longest time from a token's issue to its expiry, if no other is set: with a key that was given, and without.
+TOKEN_AGE_SECONDS, _DEVELOPMENT_TOKEN_AGE_SECONDS = 900, 86400
 #: Variables with our prefix that are read by clients.
 _OF_CLIENTS = {"CUNHO_TOKEN"}
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9a-f:]+)\]|(?P<name>[a-z0-9.-]+)):(?P<port>[0-9]{1,5})")
@@ -32,21 +35,52 @@ class SettingsError(Exception):
     """Settings that cannot be used; the message has one line for each."""
 
 
+def _host_and_port(address: str) -> str:
+    host_of(address)
+    return address
+
+
+def _none_or_address(address: str) -> str:
+    return address and _host_and_port(address)
+
+
 def _loopback(address: str) -> str:
+    if address and not is_loopback(address):
+        raise ValueError("must be on a loopback address, as 127.0.0.1:50061 is: whoever reaches it sees every call")
+    return address
+
+
+def host_of(address: str) -> str:
+    """The host of HOST:PORT. Raises ValueError if it is not of this form."""
     parts = _ADDRESS.fullmatch(address)
     if not parts or int(parts["port"]) > 65535:
         raise ValueError("must be HOST:PORT, as in 127.0.0.1:50051 or [::1]:50051")
-    host = parts["v6"] or parts["name"]
+    return parts["v6"] or parts["name"]
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches HOST:PORT. Raises ValueError if it is not of this form."""
+    return _names_this_machine(host_of(address))
+
+
+def _names_this_machine(host: str) -> bool:
     try:
-        is_loopback = ip_address(host).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
-        is_loopback = host == "localhost"
-    if not is_loopback:
+        return host == "localhost"
+
+
+def _key_set(where: str) -> str:
+    if "://" not in where:
+        return where
+    url = urlsplit(where)
+    secure = url.scheme == "https" or (url.scheme == "http" and _names_this_machine(url.hostname or ""))
+    if "@" in url.netloc or not url.hostname or not secure:
         raise ValueError(
-            "calls and tokens would cross the network in clear; listen on a loopback address, as 127.0.0.1:50051 is, "
-            "and put a proxy that terminates TLS in front of it, on this machine"
+            "must be a file or an https:// URL without a password (http:// on this machine alone, as "
+            "http://127.0.0.1:8080/jwks.json is): who changes it on its way makes tokens of anybody"
         )
-    return address
+    return where
 
 
 def _postgresql(url: str) -> str:
@@ -64,6 +98,11 @@ def _hosts(hosts: str) -> str:
 
 def _split(hosts: str) -> tuple[str, ...]:
     return tuple(host.strip() for host in hosts.split(",") if host.strip())
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _named(path: object) -> object:
@@ -84,9 +123,20 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
-    address: Annotated[str, AfterValidator(_loopback)] = Field(
+    address: Annotated[str, AfterValidator(_host_and_port)] = Field(
         "127.0.0.1:50051",
-        description="Where calls are answered, HOST:PORT on a loopback address. Port 0 takes a free one.",
+        description="Where calls are answered, HOST:PORT. Port 0 takes a free one. Any address but a loopback one "
+        "takes TLS, and keys of tokens or authorities of clients.",
+    )
+    tls_certificate: _File = Field(
+        None,
+        description="PEM file of the server's certificate and those up to its authority. Read again when it changes.",
+    )
+    tls_key: _File = Field(None, description="PEM file of the private key of the certificate.")
+    tls_client_ca: _File = Field(
+        None,
+        description="PEM file of the authorities whose certificates clients must show; a client without a token is "
+        "known by its certificate. If empty, clients show none.",
     )
     database_url: Annotated[str, AfterValidator(_postgresql)] = Field(
         "",
@@ -101,15 +151,41 @@ class Settings(BaseSettings):
     )
     token_key: _File = Field(
         None,
-        description="PEM file of the Ed25519 public key that tokens are verified with. If empty, the server makes a "
-        "development key in the data folder, with which `cunho-server token` signs.",
+        description="PEM file of the public keys (Ed25519, or RSA of 2048 bits or more) that tokens are verified with; "
+        "several while one replaces another. Read again when it changes. If there is neither this nor a key set nor "
+        "authorities of clients, the server makes a development key in the data folder, with which `cunho-server "
+        "token` signs.",
+    )
+    token_jwks: Annotated[str, AfterValidator(_key_set)] = Field(
+        "",
+        description="Key set (JWKS) that tokens are verified with: an https:// URL, or a file. Tokens name their key by "
+        "`kid`. Read again every 100 s, and when a token names a key that is not in it. SSL_CERT_FILE names the "
+        "authorities of the URL's host where they are not the system's.",
+    )
+    token_issuer: str = Field("cunho", min_length=1, description="What the claim `iss` of a token must be.")
+    token_audience: str = Field("cunho", min_length=1, description="What the claim `aud` of a token must be or have.")
+    token_subject_claim: str = Field(
+        "sub", min_length=1, description="Claim that names the account, operator or service."
+    )
+    token_role_claim: str = Field(
+        "role", min_length=1, description="Claim that says which it is: account, operator or service."
+    )
+    token_acts_for_claim: str = Field(
+        "acts_for",
+        min_length=1,
+        description='Claim of a service that lists the accounts that it may act for; ["*"] means every account.',
+    )
+    token_skew_seconds: int = Field(
+        60, ge=0, le=300, description="How far the clocks of the issuer and of this machine may be apart."
     )
     token_age_max_seconds: int = Field(
-        default_factory=lambda given: 900 if given.get("token_key") else 86400,
+        default_factory=lambda given: (
+            TOKEN_AGE_SECONDS if given.get("token_key") or given.get("token_jwks") else _DEVELOPMENT_TOKEN_AGE_SECONDS
+        ),
         ge=1,
         le=604800,
-        description="Longest time from a token's issue to its expiry; longer ones are refused. With a token key the "
-        "default is 900.",
+        description="Longest time from a token's issue to its expiry; longer ones are refused. With a token key or a key "
+        "set the default is 900.",
     )
     catalog: _File = Field(
         None,
@@ -122,12 +198,39 @@ class Settings(BaseSettings):
         description="Hosts that images may be imported from, parted by commas; *.example.org allows all hosts below "
         "example.org. If empty, no imports.",
     )
-    connections: int = Field(16, ge=1, le=100, description="Connections to PostgreSQL.")
+    processes: int = Field(
+        default_factory=lambda: min(_cores(), 64),
+        ge=1,
+        le=64,
+        description="Processes that answer calls, all on the same port. Default: one for each core.",
+    )
+    connections: int = Field(16, ge=1, le=100, description="Connections to PostgreSQL of each process.")
     workers: int = Field(
         4,
         ge=0,
         le=64,
-        description="Operations that this process carries out at once; 0 leaves them to other processes.",
+        description="Operations that each process carries out at once; 0 leaves them to other servers.",
+    )
+    calls_max: int = Field(
+        500, ge=1, le=100000, description="Calls that each process answers at once; more are refused at once."
+    )
+    calls_per_account_max: int = Field(
+        200, ge=1, le=100000, description="Calls of one account that each process answers at once."
+    )
+    calls_per_peer_max: int = Field(
+        400, ge=1, le=100000, description="Calls from one network address that each process answers at once."
+    )
+    waits_max: int = Field(
+        10000, ge=1, le=1000000, description="Calls that wait for operations, in each process; they count apart."
+    )
+    call_seconds_max: float = Field(
+        30, ge=1, le=3600, description="Longest that a call may take, whatever deadline it came with."
+    )
+    keepalive_seconds: float = Field(
+        10, ge=1, le=3600, description="Silence on a connection after which its peer is asked for a sign of life."
+    )
+    connection_age_seconds: float = Field(
+        1800, ge=1, le=86400, description="Age at which a client is asked to connect anew, so that load spreads."
     )
     ledger_seconds: float = Field(
         0, ge=0, le=3600, description="How long the `ledger` compute driver takes for each action."
@@ -142,7 +245,68 @@ class Settings(BaseSettings):
         10, ge=0, le=600, description="How long calls under way may go on after SIGTERM or SIGINT."
     )
     log_format: Literal["console", "json"] = Field("console", description="Form of the log's lines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that is logged. Mutations are logged at info."
+    )
+    metrics_address: Annotated[str, AfterValidator(_none_or_address)] = Field(
+        "", description="Where metrics are told to Prometheus over HTTP, HOST:PORT. If empty, nowhere."
+    )
+    traces: bool = Field(
+        False,
+        description="Whether calls are traced by OpenTelemetry, which the extra `cunho-server[tracing]` installs; its "
+        "own variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, say where to.",
+    )
     reflection: bool = Field(True, description="Whether the server describes its API to tools such as grpcurl.")
+    admin_address: Annotated[str, AfterValidator(_none_or_address), AfterValidator(_loopback)] = Field(
+        "",
+        description="Where the first process shows its channels (channelz) and describes its API, HOST:PORT on a "
+        "loopback address; the next process at the next port, and so on. If empty, nowhere.",
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if wrong := [*self._incomplete(), *self._in_clear()]:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def _incomplete(self) -> Iterator[str]:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            yield "CUNHO_TLS_CERTIFICATE and CUNHO_TLS_KEY need each other"
+        if self.tls_client_ca and not (self.tls_certificate or self.tls_key):
+            yield "CUNHO_TLS_CLIENT_CA needs CUNHO_TLS_CERTIFICATE and CUNHO_TLS_KEY"
+        if self.token_key and self.token_jwks:
+            yield "CUNHO_TOKEN_KEY and CUNHO_TOKEN_JWKS exclude each other"
+
+    def _in_clear(self) -> Iterator[str]:
+        """What is missing where others than this machine reach the address."""
+        if is_loopback(self.address):
+            return
+        lacks = []
+        if not (self.tls_certificate or self.tls_key):
+            lacks.append(
+                "TLS, or calls and tokens would cross the network in clear: give CUNHO_TLS_CERTIFICATE and "
+                "CUNHO_TLS_KEY"
+            )
+        if self.development:
+            lacks.append(
+                "what tells who calls, since the development key is not meant for others: give CUNHO_TOKEN_KEY, "
+                "CUNHO_TOKEN_JWKS or CUNHO_TLS_CLIENT_CA"
+            )
+        if lacks:
+            yield (
+                f"{self.address} is reached by other machines and takes {'; and '.join(lacks)} "
+                "(`cunho-server keys` makes what a first installation needs)"
+            )
+
+    @property
+    def development(self) -> bool:
+        """Whether the server makes a key of its own, since nothing was given that tells who calls."""
+        return not (self.token_key or self.token_jwks or self.tls_client_ca)
+
+    @property
+    def fetches_keys(self) -> bool:
+        """Whether the key set is at a URL, and not in a file."""
+        return "://" in self.token_jwks
 
     @property
     def import_host_list(self) -> tuple[str, ...]:
@@ -183,11 +347,14 @@ def _unknown_variables(names: Iterable[str]) -> Iterator[str]:
     known = {_variable(name) for name in Settings.model_fields} | _OF_CLIENTS
     for name in sorted(names):
         if name.upper().startswith(_PREFIX) and name not in known:
-            yield f"{name} is not a setting: {meant(name.upper(), known, 'cunho-server serve --help lists them all')}"
+            hint = meant(name.upper(), known, "cunho-server serve --help lists them all", _PREFIX)
+            yield f"{name} is not a setting: {hint}"
 
 
 def _wrong(error: ErrorDetails, flags: Mapping[str, str]) -> str:
-    """What is wrong with a setting, under the name that it was given by."""
+    """What is wrong with a setting, under the name that it was given by, or with several together."""
+    if not error["loc"]:
+        return str(error.get("ctx", {})["error"])
     name = str(error["loc"][0])
     called = flag(name) if name in flags else _variable(name)
     wrong = error["ctx"]["error"] if error["type"] == "value_error" and "ctx" in error else f"must be {_form(name)}"
@@ -196,10 +363,14 @@ def _wrong(error: ErrorDetails, flags: Mapping[str, str]) -> str:
     return f"{called} is {reprlib.repr(error['input'])}: {wrong}"
 
 
-def meant(wrong: str, known: Iterable[str], hint: str) -> str:
-    """What the one who wrote a wrong word may have meant, or the hint if it is like none of the known."""
-    near = difflib.get_close_matches(wrong, known, n=1)
-    return f"did you mean {near[0]}?" if near else hint
+def meant(wrong: str, known: Iterable[str], hint: str, prefix: str = "") -> str:
+    """What the one who wrote a wrong word may have meant, or the hint if it is like none of the known.
+
+    Args:
+        prefix: what all of them begin with, which makes none of them alike.
+    """
+    near = difflib.get_close_matches(wrong.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
+    return f"did you mean {prefix}{near[0]}?" if near else hint
 
 
 def explained(name: str) -> str:
@@ -230,7 +401,9 @@ def _form(name: str) -> str:
         case {"type": "number", "minimum": least, "maximum": most}:
             return f"a number from {least:g} to {most:g}"
         case {"enum": values}:
-            return " or ".join(values)
+            return ", ".join(values[:-1]) + f" or {values[-1]}"
         case {"type": "boolean"}:
             return "true or false"
+        case {"type": "string", "minLength": 1}:
+            return "text"
     return ""

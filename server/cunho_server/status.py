@@ -1,5 +1,6 @@
 """A refusal as google.rpc.Status: the only module that knows both."""
 
+import random
 from typing import TypeAlias
 
 import grpc
@@ -13,10 +14,16 @@ from cunho_rules.refusals import Code, Reason, Refusal, Retry
 
 DOMAIN = "cunho.v1"
 
-#: Which metadata key names the thing that a precondition or a quota is about.
-_SUBJECTS = ("image_id", "instance_id", "account_id", "operation", "quota_id")
+#: How far retries spread, so that those refused together do not come again together.
+_SPREAD = 0.2
 
-Trailers: TypeAlias = tuple[tuple[str, bytes], ...]
+#: What keeps gRPC from a retry.
+_NEVER = -1
+
+#: Which metadata key names the thing that a precondition or a quota is about.
+_SUBJECTS = ("image_id", "instance_id", "account_id", "operation", "quota_id", "scope")
+
+Trailers: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 
 def status(refusal: Refusal, request: Message | None = None) -> status_pb2.Status:
@@ -50,9 +57,14 @@ def status(refusal: Refusal, request: Message | None = None) -> status_pb2.Statu
     return status_pb2.Status(code=code_pb2.Code.Value(refusal.code), message=message, details=map(_packed, details))
 
 
-def trailers(status: status_pb2.Status) -> Trailers:
-    """The trailing metadata that carries the status to gRPC clients."""
-    return (("grpc-status-details-bin", status.SerializeToString()),)
+def trailers(refusal: Refusal, status: status_pb2.Status) -> Trailers:
+    """The trailing metadata that carries the status to gRPC clients, and tells their own retries when to come, if ever."""
+    pushback = ("grpc-retry-pushback-ms", str(_delay_ms() if refusal.retry is Retry.CALL else _NEVER))
+    return ("grpc-status-details-bin", status.SerializeToString()), pushback
+
+
+def _delay_ms() -> int:
+    return int(RETRY_DELAY_SECONDS * 1000 * random.uniform(1 - _SPREAD, 1 + _SPREAD))
 
 
 def code(refusal: Refusal) -> grpc.StatusCode:

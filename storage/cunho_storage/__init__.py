@@ -18,6 +18,9 @@ regions      reads and writes of regions, zones and instance types
 facts_of     what the rules want to know before the writes that are made most
 secrets      what the servers of one database share in secret
 requests     answers kept for request ids
+deadlines    how much time the call at hand has left for its statements
+soundness    what must be true of the rows, and the schema cannot hold
+installation whether PostgreSQL, schema and rights are as they should be
 embedded     the PostgreSQL that the service runs by itself
 ===========  =====================================================================
 

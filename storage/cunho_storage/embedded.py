@@ -15,15 +15,18 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from socket import AF_UNIX
+from socket import socket as new_socket
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
 _SOCKET_PATH_LIMIT_BYTES = 103  # 107 on Linux, less elsewhere
-_SETTINGS = ("--listen_addresses=", "--unix_socket_permissions=0700", "--max_connections=200", "--jit=off")
-_NOT_DURABLE = ("--fsync=off", "--synchronous_commit=off", "--full_page_writes=off")
+_SETTINGS = ("--listen_addresses=", "--unix_socket_permissions=0700", "--jit=off")
+#: The setting of a PostgreSQL that was started to be fast rather than to keep what it is given.
+MAY_LOSE_DATA = "cunho.may_lose_data"
+_NOT_DURABLE = ("--fsync=off", "--synchronous_commit=off", "--full_page_writes=off", f"--{MAY_LOSE_DATA}=on")
 # Nothing of our own environment: no secrets, and no PG* variables, which would redirect PostgreSQL's programs.
 _ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC"}
 _ADD_USER = """
@@ -35,15 +38,26 @@ class EmbeddedError(Exception):
     """The embedded PostgreSQL cannot run; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
 class Embedded:
     """A running PostgreSQL of our own; `dsn` is the URL to connect with."""
 
-    dsn: str
-    _undo: ExitStack = field(repr=False)
+    def __init__(self, dsn: str, launch: "Callable[[], subprocess.Popen[Any]]", undo: ExitStack) -> None:
+        self.dsn = dsn
+        self._launch = launch
+        self._process = launch()
+        self._undo = undo.pop_all()
+
+    def ended(self) -> bool:
+        """True once PostgreSQL has ended by itself, or was killed."""
+        return self._process.poll() is not None
+
+    def start_again(self) -> None:
+        """Start PostgreSQL anew after it has ended, and wait until it accepts connections. Raises EmbeddedError."""
+        self._process = self._launch()
 
     def stop(self) -> None:
         """Shut PostgreSQL down, wait for its end and release the data folder; a second call does nothing."""
+        _end(self._process)
         self._undo.close()
 
 
@@ -54,10 +68,14 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "cunho"
 
 
-def start(folder: Path, *, durable: bool = True) -> Embedded:
+def start(folder: Path, *, durable: bool = True, connections: int = 200) -> Embedded:
     """The PostgreSQL of a data folder, accepting connections; folder and database are made where missing.
 
-    One that a killed process left running is stopped first. `durable=False` gives up safety in a crash: for tests alone.
+    One that a killed process left running is stopped first.
+
+    Args:
+        durable: False gives up safety in a crash: for tests alone.
+        connections: how many it accepts at once.
     Raises EmbeddedError, and then leaves nothing running.
     """
     folder = folder.absolute()
@@ -69,18 +87,43 @@ def start(folder: Path, *, durable: bool = True) -> Embedded:
             programs = _programs(folder, user)
             data = _data(folder) or _new_data(folder, user, programs)
             socket = _socket_folder(folder, user, undo)
-            place = (f"--unix_socket_directories={socket}", "--port=5432")
-            process = _launch(data, user, programs, *place, *_SETTINGS, *(() if durable else _NOT_DURABLE))
-            undo.callback(process.wait)
-            undo.callback(process.send_signal, signal.SIGINT)  # a fast shutdown
-            _wait(process, folder, lambda: user.run(programs / "pg_isready", "-h", socket, check=False))
-            return Embedded(f"postgresql://cunho@/cunho?host={quote(str(socket))}&port=5432", undo.pop_all())
+            place = (f"--unix_socket_directories={socket}", "--port=5432", f"--max_connections={connections}")
+            settings = (*place, *_SETTINGS, *(() if durable else _NOT_DURABLE))
+
+            def launch() -> subprocess.Popen[Any]:
+                process = _launch(data, user, programs, *settings)
+                try:
+                    _wait(process, folder, lambda: user.run(programs / "pg_isready", "-h", socket, check=False))
+                except BaseException:
+                    _end(process)
+                    raise
+                return process
+
+            return Embedded(_dsn(socket), launch, undo)
     except subprocess.CalledProcessError as error:
         raise EmbeddedError(f"{error.cmd[0]} failed for the data folder {folder}: {error.stdout.strip()}") from error
     except OSError as error:
         raise EmbeddedError(
             f"the embedded PostgreSQL cannot use the data folder {folder} ({error}): choose another with CUNHO_DATA_DIR"
         ) from error
+
+
+def running(folder: Path) -> str | None:
+    """The URL of the PostgreSQL that another process runs in a data folder, None if there is none that we may reach."""
+    try:
+        data = _data(folder.absolute())
+        lines = (data / "postmaster.pid").read_text().splitlines() if data else []
+        if len(lines) < 8 or lines[7].strip() != "ready":
+            return None
+        with new_socket(AF_UNIX) as connecting:
+            connecting.connect(f"{lines[4]}/.s.PGSQL.{lines[3]}")
+        return _dsn(Path(lines[4]))
+    except OSError:  # its process is gone, or another user's
+        return None
+
+
+def _dsn(socket_folder: Path) -> str:
+    return f"postgresql://cunho@/cunho?host={quote(str(socket_folder))}&port=5432"
 
 
 class _User(NamedTuple):
@@ -239,3 +282,8 @@ def _wait(process: subprocess.Popen[Any], folder: Path, is_ready: Callable[[], b
             last_lines = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
             raise EmbeddedError(f"PostgreSQL did not start; the last lines of {log}:\n{last_lines}")
         time.sleep(0.02)
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    process.send_signal(signal.SIGINT)  # a fast shutdown
+    process.wait()

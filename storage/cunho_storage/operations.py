@@ -6,12 +6,12 @@ whose lease another has taken over writes nothing. An operation's end and its ef
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from peewee import SQL, fn
 
 from cunho_rules import filters
-from cunho_rules.model import Operation
+from cunho_rules.model import Operation, OperationState
 from cunho_rules.orders import Key
 from cunho_storage import pages
 from cunho_storage.conditions import some_element
@@ -84,6 +84,25 @@ _END = Statement(
         }
     ).where(_MINE)
 )
+
+_UNFINISHED = Statement(
+    OperationRow.select(
+        OperationRow.state,
+        fn.COUNT(SQL("1")),
+        fn.EXTRACT(SQL("epoch FROM clock_timestamp() - min(create_time)")).cast("float8"),
+    )
+    .where(_RUNNING)
+    .group_by(OperationRow.state)
+)
+
+
+class Unfinished(NamedTuple):
+    """The operations that have not ended."""
+
+    #: How many, by state.
+    numbers: Mapping[str, int]
+    #: Age of the oldest; 0 if there is none.
+    oldest_seconds: float
 
 
 async def get(connection: Connection, operation_id: str) -> Operation | None:
@@ -161,6 +180,14 @@ async def end(
         )
         == 1
     )
+
+
+async def unfinished(connection: Connection) -> Unfinished:
+    """How many operations have not ended, and since when."""
+    rows = await connection.rows(_UNFINISHED)
+    numbers: dict[str, int] = {OperationState.PENDING: 0, OperationState.RUNNING: 0}
+    numbers.update((state, number) for state, number, _ in rows)
+    return Unfinished(numbers, max((age for _, _, age in rows), default=0.0))
 
 
 # --- pages

@@ -4,7 +4,7 @@
     row = await connection.row(BY_ID, image_id="img-3k9x0q2z")
 
 Composing a query costs more than executing it, so it is done at import. No SQL text is written by hand but in the
-migrations.
+migrations, and where an installation is checked (`soundness`, `installation`).
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import grpc
@@ -74,17 +75,29 @@ class FakeService:
         return answer
 
 
-@pytest.fixture
-def service() -> Iterator[FakeService]:
-    fake: Any = FakeService()
+@contextmanager
+def serving(
+    fake: Any, address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None
+) -> Iterator[None]:
+    """The service on a port, with TLS if it has credentials."""
     with ThreadPoolExecutor(max_workers=2) as threads:
         server = grpc.server(threads)
         for add in ADDERS:
             add(fake, server)
-        fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        fake.address = address if address.startswith("unix:") else f"127.0.0.1:{port}"
         server.start()
+        try:
+            yield
+        finally:
+            server.stop(grace=None).wait()
+
+
+@pytest.fixture
+def service() -> Iterator[FakeService]:
+    fake = FakeService()
+    with serving(fake):
         yield fake
-        server.stop(grace=None).wait()
 
 
 @pytest.fixture

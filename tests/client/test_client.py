@@ -15,8 +15,7 @@ from google.protobuf.message import Message
 from tests.client.conftest import Answer, FakeService
 
 import cunho
-from cunho import Client, Refused, v1
-from cunho.client import CHANNEL_OPTIONS
+from cunho import CHANNEL_OPTIONS, Client, Refused, v1
 from cunho.v1 import (
     account_service_pb2,
     image_service_pb2,
@@ -27,17 +26,20 @@ from cunho.v1 import (
 from cunho.v1.image_service_pb2_grpc import ImageServiceStub
 
 FILES = (account_service_pb2, image_service_pb2, instance_service_pb2, quota_service_pb2, region_service_pb2)
+REPEATED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
 RPCS = [rpc for file in FILES for service in file.DESCRIPTOR.services_by_name.values() for rpc in service.methods]
 
 
-def unavailable(times: int, then: Message) -> Answer:
-    """Answers UNAVAILABLE so many times, with the wish to be called again at once."""
+def repeatable(
+    times: int, then: Message, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, milliseconds: int = 1
+) -> Answer:
+    """Refuses so many times, and says when to call again; below 0: never."""
     left = iter(range(times))
 
     def answer(request: Message, context: grpc.ServicerContext) -> Message:
         if next(left, None) is not None:
-            context.set_trailing_metadata((("grpc-retry-pushback-ms", "1"),))
-            context.abort(grpc.StatusCode.UNAVAILABLE, "Starting.")
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", str(milliseconds)),))
+            context.abort(code, "Not now.")
         return then
 
     return answer
@@ -50,8 +52,8 @@ def regions(request: v1.ListRegionsRequest, context: grpc.ServicerContext) -> v1
     return v1.ListRegionsResponse(regions=[v1.Region(region_id=i) for i in "cd"])
 
 
-def test_the_package_offers_three_names() -> None:
-    assert cunho.__all__ == ["Client", "Operation", "Refused"]
+def test_the_package_offers_what_a_caller_needs() -> None:
+    assert cunho.__all__ == ["CHANNEL_OPTIONS", "Client", "Operation", "Refused", "Tls", "TokenFile"]
 
 
 @pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
@@ -142,19 +144,40 @@ def test_a_request_id_that_is_given_is_sent(service: FakeService, client: Client
 def test_a_mutation_that_finds_the_service_unavailable_is_repeated_with_the_same_request_id(
     service: FakeService, client: Client
 ) -> None:
-    service.answers["DeleteImage"] = unavailable(times=3, then=v1.Image(image_id="img-00000001"))
+    service.answers["DeleteImage"] = repeatable(times=3, then=v1.Image(image_id="img-00000001"))
     assert client.delete_image(image_id="img-00000001").image_id == "img-00000001"
     assert len(service.calls) == 4
     assert len({call.request.request_id for call in service.calls}) == 1
 
 
 def test_a_call_that_finds_the_service_unavailable_four_times_is_refused(service: FakeService, client: Client) -> None:
-    service.answers["GetImage"] = unavailable(times=4, then=v1.Image())
-    with pytest.raises(Refused, match=r"^Starting\.$") as refused:
+    service.answers["GetImage"] = repeatable(times=4, then=v1.Image())
+    with pytest.raises(Refused, match=r"^Not now\.$") as refused:
         client.get_image(image_id="img-00000001")
     assert refused.value.code is grpc.StatusCode.UNAVAILABLE
     assert refused.value.retry_may_help
     assert len(service.calls) == 4
+
+
+@pytest.mark.parametrize("code", REPEATED)
+def test_the_service_says_when_a_call_is_repeated(service: FakeService, client: Client, code: grpc.StatusCode) -> None:
+    service.answers["GetImage"] = repeatable(times=1, then=v1.Image(), code=code)
+    client.get_image(image_id="img-00000001")
+    assert len(service.calls) == 2
+    service.answers["GetImage"] = repeatable(times=1, then=v1.Image(), code=code, milliseconds=60_000)
+    with pytest.raises(Refused):
+        client.get_image(image_id="img-00000001", timeout_seconds=0.4)  # in which gRPC would call again
+    assert len(service.calls) == 3
+
+
+@pytest.mark.parametrize("code", REPEATED)
+def test_a_call_is_not_repeated_if_the_service_says_never(
+    service: FakeService, client: Client, code: grpc.StatusCode
+) -> None:
+    service.answers["GetImage"] = repeatable(times=1, then=v1.Image(), code=code, milliseconds=-1)
+    with pytest.raises(Refused, match=r"^Not now\.$"):
+        client.get_image(image_id="img-00000001")
+    assert len(service.calls) == 1
 
 
 def test_a_call_that_is_refused_otherwise_is_not_repeated(service: FakeService, client: Client) -> None:
@@ -187,7 +210,7 @@ def test_a_call_that_takes_too_long_is_refused(service: FakeService, client: Cli
 
 
 def test_a_channel_that_is_given_is_used_and_closed_with_the_client(service: FakeService) -> None:
-    service.answers["GetImage"] = unavailable(times=1, then=v1.Image())
+    service.answers["GetImage"] = repeatable(times=1, then=v1.Image())
     channel = grpc.insecure_channel(service.address, options=CHANNEL_OPTIONS)
     with Client(channel, token="secret") as client:
         client.get_image(image_id="img-00000001")

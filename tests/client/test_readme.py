@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from google.type.money_pb2 import Money
+from tests.client.certificates import Authority
 from tests.client.conftest import Answer, FakeService, packed, refusing
 
 from cunho import v1
@@ -42,7 +43,7 @@ def create_image(request: v1.CreateImageRequest, context: grpc.ServicerContext) 
 
 
 def test_the_examples_do_what_they_say(
-    service: FakeService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    service: FakeService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     stops: list[Answer] = [lambda request, context: operations_pb2.Operation(), refusing(BUSY)]
     service.answers = {
@@ -53,13 +54,23 @@ def test_the_examples_do_what_they_say(
         "StopInstance": lambda request, context: stops.pop()(request, context),
     }
     monkeypatch.setenv("CUNHO_TOKEN", "secret")
+    monkeypatch.chdir(tmp_path)
+    authority, acme = Authority(tmp_path, "ca"), Authority(tmp_path).signed("acme")
+    assert [file.name for file in (authority.file, acme.certificate, acme.key)] == [
+        "ca.pem",
+        "acme.pem",
+        "acme-key.pem",
+    ]
+    Path("token").write_text("secret")
     code = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL))
+    code = code.replace("127.0.0.1:50051", service.address).replace("/run/secrets/cunho-token", "token")
     names: dict[str, Any] = {}
-    exec(code.replace("127.0.0.1:50051", service.address), names)  # noqa: S102
-    names["client"].close()
-    names["remote"].close()
+    exec(code, names)  # noqa: S102
+    for name in ("client", "remote", "certified", "proxied"):
+        names[name].close()
     assert capsys.readouterr().out.splitlines() == [
         "i ubuntu",
+        "['ubuntu']",
         "1.25 EUR a month",
         "The image is shared with 1 account. Take it back first.",
         "acme-test",

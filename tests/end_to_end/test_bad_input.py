@@ -40,7 +40,9 @@ from tests.end_to_end.requests_of import (
 from tests.world import GUANGZHOU, Postgres, Tenant, World
 
 from cunho import v1 as pb
-from cunho_server import identity, shape
+from cunho_server import shape
+from cunho_server.settings import Settings
+from cunho_server.tokens import Signer
 
 #: What a server answers that did not expect the call, or that is not there.
 UNEXPECTED = {StatusCode.INTERNAL, StatusCode.UNKNOWN, StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED}
@@ -590,7 +592,7 @@ def test_a_stream_where_one_message_is_meant_is_answered_by_its_first(wire: Wire
 def credentials(world: World, wire: Wire) -> dict[str, tuple[str, str]]:
     """Headers that entitle to nothing, and the reason."""
     head, claims, signature = wire.token.split(".")
-    stranger = identity.Signer(Ed25519PrivateKey.generate())
+    stranger = Signer(Ed25519PrivateKey.generate(), Settings.model_validate({}))
     return {
         "none": ("x-nothing", "x"),
         "empty": ("authorization", ""),

@@ -26,9 +26,8 @@ from tests.end_to_end.model import GIB, OPERATOR, Image, Instance, Model
 from tests.end_to_end.steps import STOCK_URI, Held
 from tests.world import FRANKFURT, GUANGZHOU, SHANGHAI, ZONES, World
 
-from cunho import Client, Operation, Refused
+from cunho import CHANNEL_OPTIONS, Client, Operation, Refused
 from cunho import v1 as pb
-from cunho.client import CHANNEL_OPTIONS
 from cunho_rules.refusals import Reason, Refusal
 
 # Few examples in a run, but several runs: after some examples a run mostly varies those that it had.

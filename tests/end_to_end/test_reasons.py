@@ -2,7 +2,9 @@
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,19 @@ import grpc
 import pytest
 from google.rpc import code_pb2
 from tests import world as worlds
-from tests.end_to_end.steps import GIB, Held, deprecate, import_image, publish, rename, send, send_bytes, suspend, to
+from tests.end_to_end.steps import (
+    GIB,
+    Held,
+    deprecate,
+    import_image,
+    publish,
+    rename,
+    send,
+    send_bytes,
+    suspend,
+    to,
+    until,
+)
 from tests.world import GUANGZHOU, SHANGHAI, ZONES, Postgres, Tenant, World
 
 from cunho import Client, Refused, v1
@@ -518,6 +532,50 @@ def _(scene: Scene) -> None:
                 await connection.close()
 
         asyncio.run(renamed_while_locked())
+
+
+@contextmanager
+def silent(scene: Scene, **settings: Any) -> Iterator[tuple[World, Client, threading.Event]]:
+    """A service one of whose methods answers when it is told to, a client that does not try again, and who tells."""
+    let = threading.Event()
+
+    async def waiting(self: ImageService, request: object, context: object) -> v1.Image:
+        await asyncio.to_thread(let.wait, 20)
+        return v1.Image()
+
+    scene.monkeypatch.setattr(ImageService, "ResolveImage", waiting)
+    with worlds.world(scene.postgres, workers=0, **settings) as world:
+        once = grpc.insecure_channel(world.address, [("grpc.enable_retries", 0)])
+        with Client(once, token=world.token("acme")) as client:
+            try:
+                yield world, client, let
+            finally:
+                let.set()
+
+
+@reaches(Reason.TOO_MANY_CALLS)
+def _(scene: Scene) -> None:
+    with silent(scene, calls_per_account_max=1) as (world, client, let), ThreadPoolExecutor(1) as others:
+        waiting = others.submit(client.resolve_image, region_id=GUANGZHOU, family="debian-12")
+        try:
+            until(lambda: world.service.admission.calls == 1)
+            client.get_image(image_id=ABSENT)
+        finally:
+            let.set()
+            waiting.result(20)
+
+
+@reaches(Reason.CALL_TIMED_OUT)
+def _(scene: Scene) -> None:
+    with silent(scene, call_seconds_max=1) as (_, client, _):
+        client.resolve_image(region_id=GUANGZHOU, family="debian-12")
+
+
+@reaches(Reason.SERVICE_STOPPING)
+def _(scene: Scene) -> None:
+    with silent(scene) as (world, client, _):
+        world.service.admission.close()
+        client.get_image(image_id=ABSENT)
 
 
 @reaches(Reason.INTERNAL_ERROR)

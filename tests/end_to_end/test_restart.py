@@ -1,117 +1,29 @@
 """A server as a process of its own: killed in the middle of its work, stopped, started again, and refused a start."""
 
-import asyncio
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import asyncpg
 import pytest
 from tests.end_to_end.soundness import unsound
 from tests.end_to_end.steps import STOCK_URI, to, until
-from tests.world import CATALOG, FRANKFURT, GUANGZHOU, SHANGHAI, ZONES, Postgres
+from tests.server_process import Server, locked, postgres_process, serving
+from tests.world import FRANKFURT, GUANGZHOU, SHANGHAI, ZONES, Postgres
 
 from cunho import Client, Operation, v1
-from cunho_server import identity
 from cunho_storage import embedded
 
 #: When servers are killed: seconds after the last operation of a round was begun. A step of an operation takes 0.3 s.
 KILLS = (0.0, 0.1, 0.25, 0.4, 0.6)
 STEP_SECONDS = 0.3
-
-
-class Server:
-    """A server's process over a data folder.
-
-    Args:
-        settings: by the names of their variables without the prefix.
-    """
-
-    def __init__(self, data_dir: Path, **settings: object) -> None:
-        self.data_dir, self.port = data_dir, free_port()
-        given = {"DATA_DIR": data_dir, "ADDRESS": f"127.0.0.1:{self.port}", "CATALOG": CATALOG} | settings
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("CUNHO_")}
-        environment |= {f"CUNHO_{name}": str(value) for name, value in given.items()}
-        self._log = data_dir.parent / f"log-{self.port}"
-        with self._log.open("w") as log:
-            command = [sys.executable, "-m", "cunho_server", "serve"]
-            self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
-        self._clients: list[Client] = []
-
-    def ready(self) -> None:
-        """Waits until it answers."""
-        until(lambda: self._listens() or self.process.poll() is not None, 20)
-        assert self.process.poll() is None, self.log
-
-    def _listens(self) -> bool:
-        with socket.socket() as connecting:
-            return connecting.connect_ex(("127.0.0.1", self.port)) == 0
-
-    @property
-    def log(self) -> str:
-        """What it wrote."""
-        return self._log.read_text()
-
-    def client(self, account_id: str) -> Client:
-        """A client of an account; of the operator, if that is its name."""
-        role: identity.TokenRole = "operator" if account_id == "operator" else "account"
-        signer = identity.Signer(identity.private_key(self.data_dir / "development-key.pem"))
-        self._clients.append(
-            client := Client(f"127.0.0.1:{self.port}", token=signer.token(account_id, role, seconds=600))
-        )
-        return client
-
-    @property
-    def dsn(self) -> str:
-        """Its own PostgreSQL, as the owner of the tables."""
-        return f"postgresql://cunho@/cunho?host={self.data_dir}/socket&port=5432"
-
-    def sql(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
-        """The rows of a query."""
-
-        async def fetch() -> list[tuple[Any, ...]]:
-            connection = await asyncpg.connect(self.dsn)
-            try:
-                return [tuple(row) for row in await connection.fetch(query, *arguments)]
-            finally:
-                await connection.close()
-
-        return asyncio.run(fetch())
-
-    def kill(self) -> None:
-        """Ends it without a warning."""
-        self.process.kill()
-        self.ended()
-
-    def ended(self) -> int:
-        """Its exit code, once it has ended."""
-        code = self.process.wait(20)
-        for client in self._clients:
-            client.close()
-        return code
-
-    def stop(self) -> int:
-        """Asks it to stop; its exit code."""
-        self.process.terminate()
-        return self.ended()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -129,24 +41,6 @@ def stocks(data_dir: Path) -> Iterator["Stock"]:
     with serving(data_dir) as server:
         made = [stocked(server) for _ in range(len(KILLS) + 3)]
     return iter(made)
-
-
-@contextmanager
-def serving(data_dir: Path, **settings: object) -> Iterator[Server]:
-    """A server that answers, stopped in the end if it still runs."""
-    server = Server(data_dir, **settings)
-    try:
-        server.ready()
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.stop()
-
-
-def postgres_process(data_dir: Path) -> int:
-    """The process of the folder's PostgreSQL; 0 if there is none."""
-    file = next(data_dir.glob("pg*/postmaster.pid"), None)
-    return int(file.read_text().split()[0]) if file else 0
 
 
 # --- work for a server to be killed in
@@ -358,17 +252,6 @@ def test_a_call_under_way_is_answered_before_the_server_stops(data_dir: Path, st
         assert "Traceback" not in server.log
 
 
-@contextmanager
-def locked(server: Server, image_id: str) -> Iterator[None]:
-    """An image that nobody else can lock."""
-    with asyncio.Runner() as runner:
-        connection = runner.run(asyncpg.connect(server.dsn))
-        runner.run(connection.execute("BEGIN"))
-        runner.run(connection.fetch("SELECT FROM image WHERE image_id = $1 FOR UPDATE", image_id))
-        yield
-        runner.run(connection.close())
-
-
 # --- refused starts
 
 
@@ -390,7 +273,8 @@ def test_an_address_in_use_is_refused(data_dir: Path, postgres: Postgres) -> Non
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         said = refused(data_dir, ADDRESS=address, DATABASE_URL=postgres.database())
     assert said.splitlines()[-1] == (
-        f"cannot listen on {address}: stop what listens there, or choose another address with CUNHO_ADDRESS"
+        f"cannot listen on {address} (Address already in use): stop what listens there, or choose another address with "
+        "CUNHO_ADDRESS"
     )
     assert "Traceback" not in said
 

@@ -17,9 +17,13 @@ from tests.world import World
 
 from cunho import v1 as pb
 from cunho.v1 import image_service_pb2_grpc
-from cunho_rules.refusals import REFUSALS, Reason, Refusal, Violation
+from cunho_rules.refusals import REFUSALS, Reason, Refusal, Retry, Violation
+from cunho_server.admission import Admission
 from cunho_server.answering import Answering, Replayed
-from cunho_server.identity import Identity, Signer
+from cunho_server.identity import Identity
+from cunho_server.keys import Key, Keys
+from cunho_server.settings import Settings
+from cunho_server.tokens import Signer
 from cunho_storage import images
 from cunho_storage.database import Conflict
 
@@ -75,12 +79,16 @@ class Served(NamedTuple):
 async def served() -> AsyncIterator[Served]:
     key = Ed25519PrivateKey.generate()
     service = Service()  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
-    server = grpc.aio.server(interceptors=[Answering(Identity(key.public_key(), token_age_max_seconds=900))])
+    settings = Settings.model_validate({})
+    identity = Identity(Keys(lambda: (Key(key.public_key()),)), settings)
+    server = grpc.aio.server(
+        interceptors=[Answering(identity, Admission(settings), call_seconds_max=settings.call_seconds_max)]
+    )
     image_service_pb2_grpc.add_ImageServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Served(service, channel, Signer(key).token("acme", "account", seconds=900))
+        yield Served(service, channel, Signer(key, settings).token("acme", "account", seconds=900))
     await server.stop(0)
 
 
@@ -141,6 +149,8 @@ async def test_every_refusal_travels_with_its_code_and_details(served: Served, r
     info, advice = detail(answer, ErrorInfo), detail(answer, pb.Advice)
     assert (info.reason, info.domain, dict(info.metadata)) == (reason, "cunho.v1", metadata)
     assert (advice.rule, advice.remedy) == (refusal.rule, refusal.remedy)
+    pushback = int(dict(answer.trailers)["grpc-retry-pushback-ms"])
+    assert 800 <= pushback <= 1200 if refusal.retry is Retry.CALL else pushback == -1
     assert served.service.calls == 1
 
 

@@ -15,13 +15,14 @@ import pytest
 import cunho_server
 from cunho_rules.model import Caller, Role
 from cunho_rules.refusals import Reason, Refusal
-from cunho_server import app, identity
+from cunho_server import keys, opening, supervisor
 from cunho_server.__main__ import main
-from cunho_server.app import AddressError
 from cunho_server.apply import Applied
 from cunho_server.catalog import CatalogError
-from cunho_server.identity import Identity, KeyFileError
-from cunho_server.settings import Settings
+from cunho_server.identity import Identity
+from cunho_server.keys import Key, KeyFileError, Keys
+from cunho_server.listening import AddressError
+from cunho_server.settings import Settings, load
 from cunho_storage.embedded import EmbeddedError
 from cunho_storage.migrations import MigrationError
 
@@ -42,8 +43,8 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def key(data_dir: Path) -> Identity:
     """What verifies the tokens of the data folder's development key."""
-    made = identity.development_key(data_dir / "development-key.pem")
-    return Identity(made.public_key(), token_age_max_seconds=86400)
+    made = keys.development_key(data_dir / "development-key.pem")
+    return Identity(Keys(lambda: (Key(made.public_key()),)), Settings.model_validate({}))
 
 
 class Called:
@@ -53,6 +54,10 @@ class Called:
         self.calls: list[tuple[object, ...]] = []
         self.error: BaseException | None = None
         self.migrations: list[str] = []
+
+    async def pending(self, settings: Settings) -> list[str]:
+        self._keep("pending", settings)
+        return self.migrations
 
     def _keep(self, *call: object) -> None:
         self.calls.append(call)
@@ -74,8 +79,9 @@ class Called:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Called:
     called = Called()
-    for name in ("serve", "migrate", "apply_catalog"):
-        monkeypatch.setattr(app, name, getattr(called, name))
+    monkeypatch.setattr(supervisor, "serve", called.serve)
+    for name in ("migrate", "pending", "apply_catalog"):
+        monkeypatch.setattr(opening, name, getattr(called, name))
     return called
 
 
@@ -116,11 +122,36 @@ def test_the_help_of_serve_names_every_setting(ended: Ended, name: str) -> None:
     assert f"\n        CUNHO_{name.upper()}=" in out
 
 
-@pytest.mark.parametrize("command", ["serve", "token", "catalog", "migrate", "version"])
-def test_the_help_names_every_command(ended: Ended, command: str) -> None:
-    code, out, _ = ended("--help")
+COMMANDS = {
+    "": "serve health check accounts quotas catalog keys token migrate protoset version",
+    "accounts": "list show register update suspend activate",
+    "quotas": "list show-image set set-image",
+    "catalog": "check apply show",
+}
+
+
+@pytest.mark.parametrize(("group", "command"), [(name, word) for name in COMMANDS for word in COMMANDS[name].split()])
+def test_the_help_names_every_command_and_each_has_help_of_its_own(ended: Ended, group: str, command: str) -> None:
+    above = [group] if group else []
+    code, out, _ = ended(*above, "--help")
     assert code == 0
-    assert f"\n    {command} " in out
+    assert re.search(rf"\n    {command} +[a-z]", out)
+    code, out, _ = ended(*above, command, "--help")
+    assert code == 0
+    assert out.startswith(f"usage: {' '.join(['cunho-server', *above, command])} ")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["accout"], "cunho-server: 'accout' is no command: did you mean accounts?"),
+        (["accounts", "regster"], "cunho-server accounts: 'regster' is no command: did you mean register?"),
+        (["catalog", "zzz"], "cunho-server catalog: 'zzz' is no command: there are check, apply, show"),
+    ],
+)
+def test_an_unknown_command_is_told_what_was_meant(ended: Ended, words: list[str], told: str) -> None:
+    prog = told.partition(":")[0]
+    assert ended(*words) == (2, "", f"{told} ({prog} --help says more)\n")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +185,18 @@ def test_each_wrong_setting_has_its_line(server: Called, ended: Ended) -> None:
     assert (code, out, len(err.splitlines())) == (2, "", 3)
 
 
-@pytest.mark.parametrize("words", [[], ["serv"], ["catalog"], ["catalog", "check"], ["token"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["catalog"],
+        ["catalog", "check"],
+        ["token"],
+        ["accounts", "show"],
+        ["quotas", "set", "acme", "here"],
+        ["keys"],
+    ],
+)
 def test_an_incomplete_command_is_told_in_one_line(ended: Ended, words: list[str]) -> None:
     code, out, err = ended(*words)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
@@ -223,6 +265,26 @@ def test_migrating_names_what_it_applied(server: Called, ended: Ended) -> None:
     assert ended("migrate") == (0, "0001_initial.sql\n0002_more.sql\n", "")
     server.migrations = []
     assert ended("migrate") == (0, "the schema is up to date\n", "")
+
+
+def test_a_dry_run_names_what_would_be_applied(server: Called, ended: Ended) -> None:
+    server.migrations = ["0002_more.sql"]
+    assert ended("migrate", "--dry-run") == (0, "0002_more.sql\n", "")
+    assert [call[0] for call in server.calls] == ["pending"]
+
+
+def test_the_built_in_catalogue_is_printed_and_is_valid(ended: Ended, tmp_path: Path) -> None:
+    code, out, err = ended("catalog", "show")
+    assert (code, err) == (0, "")
+    (tmp_path / "own.toml").write_text(out)
+    assert ended("catalog", "check", str(tmp_path / "own.toml"))[0] == 0
+    assert out == BUILT_IN.read_text()
+
+
+def test_who_reads_only_the_beginning_of_an_output_is_shown_no_error() -> None:
+    command = f"{sys.executable} -m cunho_server catalog show | head -n 1"
+    shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert (shown.stdout.count("\n"), shown.stderr) == (1, "")
 
 
 def test_a_valid_catalogue_is_summed_up(ended: Ended) -> None:
@@ -300,14 +362,46 @@ def test_no_token_is_made_where_the_server_has_another_key(
     ended: Ended, key: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUNHO_TOKEN_KEY", "/etc/cunho/key.pem")
-    told = "with the token key /etc/cunho/key.pem the server accepts no tokens of the development key\n"
-    assert ended("token", "--account", "acme") == (2, "", told)
+    code, out, err = ended("token", "--account", "acme")
+    assert (code, out) == (2, "")
+    assert "the server accepts no tokens of the development key: name the private key to sign with by --key" in err
+
+
+# --- keys
+
+
+def test_keys_are_made_with_which_a_server_can_be_reached_by_others(ended: Ended, tmp_path: Path) -> None:
+    code, out, err = ended("keys", str(tmp_path / "pki"), "--host", "cunho.example", "--client", "cunho://account/acme")
+    assert (code, err) == (0, "")
+    given = dict(line.split("=", 1) for line in out.splitlines() if line.startswith("CUNHO_"))
+    chosen = load({"address": "0.0.0.0:0"} | {name.removeprefix("CUNHO_").lower(): given[name] for name in given})
+    assert chosen.tls_certificate == tmp_path / "pki" / "server.pem"
+    assert (tmp_path / "pki" / "account-acme.pem").exists()
+
+
+def test_a_token_signed_with_a_key_of_ones_own_is_accepted(
+    ended: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ended("keys", str(tmp_path / "pki"))[0] == 0
+    monkeypatch.setenv("CUNHO_TOKEN_KEY", str(tmp_path / "pki" / "token-public.pem"))
+    code, out, err = ended("token", "--account", "acme", "--key", str(tmp_path / "pki" / "token-key.pem"))
+    assert (code, err) == (0, "")
+    chosen = Settings.model_validate({})
+    verifying = Identity(keys.verifying(chosen), chosen)
+    assert verifying.caller([("authorization", f"Bearer {out.strip()}")]) == Caller("acme", Role.ACCOUNT, "acme")
+
+
+def test_a_wrong_host_is_refused(ended: Ended, tmp_path: Path) -> None:
+    code, out, err = ended("keys", str(tmp_path / "pki"), "--host", "Not A Host")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "'Not A Host'" in err
 
 
 def test_the_installed_command_refuses_as_the_function_does() -> None:
     ended = subprocess.run([*RUN, "serve", "--address", "0.0.0.0:1"], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("--address is '0.0.0.0:1': calls and tokens would cross the network in clear")
+    assert "calls and tokens would cross the network in clear" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
 
 
 def test_grpc_is_not_loaded_before_it_is_needed() -> None:
@@ -317,13 +411,13 @@ def test_grpc_is_not_loaded_before_it_is_needed() -> None:
 
 SERVE_UNTIL_INTERRUPTED = """
 import asyncio, sys
-from cunho_server import __main__, app
+from cunho_server import __main__, supervisor
 
 async def serve(settings):
     print("ready", flush=True)
     await asyncio.Event().wait()
 
-app.serve = serve
+supervisor.serve = serve
 sys.exit(__main__.main(["serve"]))
 """
 

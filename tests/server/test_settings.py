@@ -1,6 +1,7 @@
 """Settings come from flags, variables and defaults; each wrong one is told in a sentence, under the name it came by."""
 
 import os
+import reprlib
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,17 @@ from cunho_server import settings
 from cunho_server.settings import Settings, SettingsError
 from cunho_storage.embedded import default_folder
 
-LOOPBACK_ONLY = (
-    "calls and tokens would cross the network in clear; listen on a loopback address, as 127.0.0.1:50051 is, "
-    "and put a proxy that terminates TLS in front of it, on this machine"
+NO_TLS = "TLS, or calls and tokens would cross the network in clear: give CUNHO_TLS_CERTIFICATE and CUNHO_TLS_KEY"
+NO_KEY = (
+    "what tells who calls, since the development key is not meant for others: give CUNHO_TOKEN_KEY, "
+    "CUNHO_TOKEN_JWKS or CUNHO_TLS_CLIENT_CA"
 )
+NO_LOOPBACK = "must be on a loopback address, as 127.0.0.1:50061 is: whoever reaches it sees every call"
+NO_KEY_SET = (
+    "must be a file or an https:// URL without a password (http:// on this machine alone, as "
+    "http://127.0.0.1:8080/jwks.json is): who changes it on its way makes tokens of anybody"
+)
+TLS = {"tls_certificate": "server.pem", "tls_key": "server-key.pem"}
 NO_ADDRESS = "must be HOST:PORT, as in 127.0.0.1:50051 or [::1]:50051"
 NO_HOST = 'is neither a host name in lower case, as example.org is, nor one after "*."'
 
@@ -36,41 +44,85 @@ def test_nothing_has_to_be_set() -> None:
     chosen = settings.load()
     assert chosen.model_dump() == {
         "address": "127.0.0.1:50051",
+        "tls_certificate": None,
+        "tls_key": None,
+        "tls_client_ca": None,
         "database_url": "",
         "data_dir": default_folder(),
         "token_key": None,
+        "token_jwks": "",
+        "token_issuer": "cunho",
+        "token_audience": "cunho",
+        "token_subject_claim": "sub",
+        "token_role_claim": "role",
+        "token_acts_for_claim": "acts_for",
+        "token_skew_seconds": 60,
         "token_age_max_seconds": 86400,
         "catalog": None,
         "import_hosts": "cloud-images.ubuntu.com,cloud.debian.org,download.rockylinux.org,repo.almalinux.org,"
         "download.fedoraproject.org,download.opensuse.org",
+        "processes": len(os.sched_getaffinity(0)),
         "connections": 16,
         "workers": 4,
+        "calls_max": 500,
+        "calls_per_account_max": 200,
+        "calls_per_peer_max": 400,
+        "waits_max": 10000,
+        "call_seconds_max": 30,
+        "keepalive_seconds": 10,
+        "connection_age_seconds": 1800,
         "ledger_seconds": 0,
         "lease_seconds": 15,
         "shutdown_seconds": 10,
         "log_format": "console",
+        "log_level": "info",
+        "metrics_address": "",
+        "traces": False,
         "reflection": True,
+        "admin_address": "",
     }
 
 
 def test_every_setting_can_be_a_variable_or_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {
         "address": "[::1]:0",
+        "tls_certificate": "/etc/cunho/server.pem",
+        "tls_key": "/etc/cunho/server-key.pem",
+        "tls_client_ca": "/etc/cunho/ca.pem",
         "database_url": "postgresql://cunho:secret@db/cunho",
         "data_dir": "/srv/cunho",
         "token_key": "/etc/cunho/key.pem",
+        "token_issuer": "https://sso.example.org",
+        "token_audience": "images",
+        "token_subject_claim": "account",
+        "token_role_claim": "kind",
+        "token_acts_for_claim": "accounts",
+        "token_skew_seconds": "0",
         "token_age_max_seconds": "60",
         "catalog": "/etc/cunho/catalog.toml",
         "import_hosts": "example.org, *.example.com",
+        "processes": "64",
         "connections": "100",
         "workers": "0",
+        "calls_max": "1",
+        "calls_per_account_max": "1",
+        "calls_per_peer_max": "1",
+        "waits_max": "1",
+        "call_seconds_max": "1",
+        "keepalive_seconds": "1",
+        "connection_age_seconds": "1",
         "ledger_seconds": "0.5",
         "lease_seconds": "1",
         "shutdown_seconds": "600",
         "log_format": "json",
+        "log_level": "error",
+        "metrics_address": "0.0.0.0:9090",
+        "traces": "true",
         "reflection": "false",
+        "admin_address": "127.0.0.1:50061",
     }
-    assert chosen.keys() == Settings.model_fields.keys()
+    excluded = {"token_jwks"}  # by token_key; below
+    assert chosen.keys() | excluded == Settings.model_fields.keys()
     by_default, by_flag = settings.load(), settings.load(chosen)
     for name, value in chosen.items():
         monkeypatch.setenv(f"CUNHO_{name.upper()}", value)
@@ -80,6 +132,13 @@ def test_every_setting_can_be_a_variable_or_a_flag(monkeypatch: pytest.MonkeyPat
     assert by_flag.development_key.parent == Path("/srv/cunho")
 
 
+def test_a_key_set_can_be_a_variable_or_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = settings.load({"token_jwks": "https://sso.example.org/jwks.json"})
+    assert chosen.token_jwks == "https://sso.example.org/jwks.json"
+    monkeypatch.setenv("CUNHO_TOKEN_JWKS", "https://sso.example.org/jwks.json")
+    assert settings.load() == chosen
+
+
 def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUNHO_WORKERS", "1")
     assert settings.load({"workers": "2"}).workers == 2
@@ -87,6 +146,7 @@ def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_with_a_token_key_tokens_live_shorter() -> None:
     assert settings.load({"token_key": "key.pem"}).token_age_max_seconds == 900
+    assert settings.load({"token_jwks": "jwks.json"}).token_age_max_seconds == 900
     assert settings.load({"token_key": ""}).token_age_max_seconds == 86400
     assert settings.load({"token_key": "key.pem", "token_age_max_seconds": "3600"}).token_age_max_seconds == 3600
 
@@ -105,7 +165,7 @@ def test_a_loopback_address_is_accepted(address: str) -> None:
     assert settings.load({"address": address}).address == address
 
 
-@pytest.mark.parametrize(
+OF_OTHERS = pytest.mark.parametrize(
     "address",
     [
         "0.0.0.0:50051",
@@ -120,8 +180,69 @@ def test_a_loopback_address_is_accepted(address: str) -> None:
         "2130706433:50051",
     ],
 )
-def test_any_other_address_is_refused(address: str) -> None:
-    assert refused(address=address) == [f"--address is {address!r}: {LOOPBACK_ONLY}"]
+
+
+@OF_OTHERS
+def test_an_address_that_others_reach_takes_tls_and_who_tells_who_calls(address: str) -> None:
+    hint = "(`cunho-server keys` makes what a first installation needs)"
+    start = f"{address} is reached by other machines and takes"
+    assert refused(address=address) == [f"{start} {NO_TLS}; and {NO_KEY} {hint}"]
+    assert refused(address=address, **TLS) == [f"{start} {NO_KEY} {hint}"]
+    for given in ({"token_key": "key.pem"}, {"token_jwks": "jwks.json"}):
+        assert refused(address=address, **given) == [f"{start} {NO_TLS} {hint}"]
+    for given in ({"token_key": "key.pem"}, {"token_jwks": "jwks.json"}, {"tls_client_ca": "ca.pem"}):
+        assert settings.load(TLS | given | {"address": address}).address == address
+
+
+@OF_OTHERS
+def test_what_shows_every_call_is_for_this_machine_alone(address: str) -> None:
+    assert refused(admin_address=address) == [f"--admin-address is {address!r}: {NO_LOOPBACK}"]
+
+
+def test_what_belongs_together_is_told_at_once() -> None:
+    pair = "CUNHO_TLS_CERTIFICATE and CUNHO_TLS_KEY need each other"
+    keys = "CUNHO_TOKEN_KEY and CUNHO_TOKEN_JWKS exclude each other"
+    assert refused(tls_key="key.pem") == [pair]
+    assert refused(tls_certificate="server.pem", address="0.0.0.0:1", token_key="key.pem", token_jwks="x") == [
+        pair,
+        keys,
+    ]
+    assert refused(tls_client_ca="ca.pem") == ["CUNHO_TLS_CLIENT_CA needs CUNHO_TLS_CERTIFICATE and CUNHO_TLS_KEY"]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "https://sso.example.org/realms/cloud/certs?x=1",
+        "https://10.0.0.1:8443/jwks.json",
+        "http://127.0.0.1:8080/jwks.json",
+        "http://[::1]:8080/jwks.json",
+        "http://localhost/jwks.json",
+        "/etc/cunho/jwks.json",
+        "jwks.json",
+    ],
+)
+def test_a_key_set_is_at_a_safe_url_or_in_a_file(where: str) -> None:
+    chosen = settings.load({"token_jwks": where})
+    assert (chosen.token_jwks, chosen.fetches_keys, chosen.development) == (where, "://" in where, False)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "http://sso.example.org/jwks.json",
+        "http://10.0.0.1/jwks.json",
+        "http://localhost.example.org/jwks.json",
+        "http://127.0.0.1@example.org/jwks.json",
+        "https://user:secret@sso.example.org/jwks.json",
+        "https:///jwks.json",
+        "file:///etc/cunho/jwks.json",
+        "ftp://127.0.0.1/jwks.json",
+        "data://127.0.0.1/,x",
+    ],
+)
+def test_a_key_set_at_any_other_url_is_refused(where: str) -> None:
+    assert refused(token_jwks=where) == [f"--token-jwks is {reprlib.repr(where)}: {NO_KEY_SET}"]
 
 
 @pytest.mark.parametrize("address", ["", "localhost", ":50051", "127.0.0.1:", "::1:1", "127.0.0.1:65536", "a@[::1]:1"])
@@ -133,6 +254,26 @@ def test_what_is_no_address_is_refused(address: str) -> None:
     ("name", "value", "wrong"),
     [
         ("data_dir", "", "must name a folder"),
+        ("token_issuer", "", "must be text"),
+        ("token_audience", "", "must be text"),
+        ("token_subject_claim", "", "must be text"),
+        ("token_role_claim", "", "must be text"),
+        ("token_acts_for_claim", "", "must be text"),
+        ("token_skew_seconds", "-1", "must be a whole number from 0 to 300"),
+        ("token_skew_seconds", "301", "must be a whole number from 0 to 300"),
+        ("processes", "0", "must be a whole number from 1 to 64"),
+        ("processes", "65", "must be a whole number from 1 to 64"),
+        ("calls_max", "0", "must be a whole number from 1 to 100000"),
+        ("calls_per_account_max", "100001", "must be a whole number from 1 to 100000"),
+        ("calls_per_peer_max", "0", "must be a whole number from 1 to 100000"),
+        ("waits_max", "1000001", "must be a whole number from 1 to 1000000"),
+        ("call_seconds_max", "0.5", "must be a number from 1 to 3600"),
+        ("keepalive_seconds", "0", "must be a number from 1 to 3600"),
+        ("connection_age_seconds", "86401", "must be a number from 1 to 86400"),
+        ("log_level", "trace", "must be debug, info, warning or error"),
+        ("metrics_address", "9090", NO_ADDRESS),
+        ("admin_address", "9090", NO_ADDRESS),
+        ("traces", "maybe", "must be true or false"),
         ("token_age_max_seconds", "0", "must be a whole number from 1 to 604800"),
         ("token_age_max_seconds", "604801", "must be a whole number from 1 to 604800"),
         ("import_hosts", "Example.org", f"'Example.org' {NO_HOST}"),

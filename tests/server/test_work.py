@@ -182,11 +182,11 @@ async def test_two_servers_never_do_one_thing_twice(asking: World, tenant: Tenan
         working(first, one, workers=4),
         working(second, other, workers=4),
     ):
+        with one.holding("import"), other.holding("import"):
+            await until(lambda: one.asked and other.asked)
         for operation in begun:
             assert (await ended(first, operation)).attempts == 1
     assert sorted(one.asked + other.asked) == sorted(("import", target(operation)) for operation in begun)
-    assert one.asked
-    assert other.asked
 
 
 async def test_the_oldest_operation_is_carried_out_first(asking: World, tenant: Tenant) -> None:

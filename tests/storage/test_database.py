@@ -1,7 +1,11 @@
 """Connections and transactions: what is kept, what is given up, and what the database's errors mean to callers."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
@@ -9,7 +13,8 @@ from peewee import SQL, Select, fn
 from tests.world import Postgres
 
 from cunho_rules.refusals import Reason, Refusal
-from cunho_storage import migrations, secrets
+from cunho_storage import database as module
+from cunho_storage import deadlines, migrations, secrets
 from cunho_storage.database import SESSION, Conflict, Connection, Database
 from cunho_storage.statements import Statement, arg, every_row, first_row, together
 from cunho_storage.tables import SecretRow
@@ -17,6 +22,7 @@ from cunho_storage.tables import SecretRow
 PID = Statement(Select([], [fn.PG_BACKEND_PID()]))
 SLEEP = Statement(Select([], [fn.PG_SLEEP(arg("seconds", "float8"))]))
 NOW = Statement(Select([], [fn.NOW()]))
+SHOWN = Statement(Select([], [fn.CURRENT_SETTING(arg("name", "text"))]))
 FAIL = Statement(Select([], [SQL("1 / 0")]))
 
 
@@ -45,6 +51,18 @@ async def end(dsn: str, backend: int) -> None:
     await other.close()
 
 
+def end_unheard(dsn: str, backends: Sequence[int]) -> None:
+    """Ends connections from outside, while our own loop stands still and hears nothing of it."""
+
+    async def end_all() -> None:
+        for backend in backends:
+            await end(dsn, backend)
+
+    thread = threading.Thread(target=asyncio.run, args=(end_all(),))
+    thread.start()
+    thread.join(20)
+
+
 async def test_the_connection_used_last_is_used_first(database: Database) -> None:
     async with database.connection() as outer, database.connection() as inner:
         first, last = await outer.value(PID), await inner.value(PID)
@@ -61,17 +79,21 @@ async def test_every_connection_has_the_settings_that_the_locks_rely_on(database
         assert await connection.value(Statement(Select([], [SQL("current_user")]))) == migrations.APP_ROLE
 
 
-async def test_a_connection_that_was_lost_while_idle_is_replaced(database: Database, dsn: str) -> None:
-    lost = await pid(database)
-    await end(dsn, lost)
-    await asyncio.sleep(0)  # the driver hears of it
-    for _ in range(20):
-        try:
-            assert await pid(database) != lost
-            return
-        except Refusal:  # it was not yet known to be lost: this use of it told
-            continue
-    pytest.fail("the lost connection is never replaced")
+async def pids(database: Database, number: int) -> list[int]:
+    """Opens that many connections."""
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(database.connection()) for _ in range(number)]
+        return [await connection.value(PID) for connection in opened]
+
+
+async def test_connections_that_were_lost_while_idle_fail_no_call(database: Database, dsn: str) -> None:
+    lost = await pids(database, 2)
+    end_unheard(dsn, lost)
+    async with database.connection() as connection:
+        assert await connection.value(PID) not in lost
+    async with database.transaction() as connection:
+        assert await connection.value(PID) not in lost
+    assert database.usage == (1, 0, 0)
 
 
 async def test_a_connection_that_is_lost_in_a_transaction_is_unavailability(database: Database, dsn: str) -> None:
@@ -130,7 +152,7 @@ async def test_a_call_cancelled_at_an_end_of_its_transaction_leaves_none_open(
 
     async def never_answered(self: Connection, sql: str) -> None:
         await script(self, sql)
-        if sql == when:
+        if sql.startswith(when):
             executed.set()
             await asyncio.sleep(30)
 
@@ -166,6 +188,149 @@ async def test_a_connection_whose_transaction_cannot_be_rolled_back_is_not_used_
         async with database.transaction():
             raise KeyError
     assert await pid(database) != used
+
+
+# --- the time of a call
+
+
+async def limits(connection: Connection) -> list[str]:
+    """What PostgreSQL ends a statement after."""
+    return [await connection.value(SHOWN, name=name) for name in ("statement_timeout", "lock_timeout")]
+
+
+async def test_a_transaction_is_held_to_the_time_that_its_call_has_left(database: Database) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def within(seconds: float) -> list[str]:
+        deadlines.ends_at(loop.time() + seconds)
+        async with database.transaction() as connection:
+            return await limits(connection)
+
+    statement, lock = await asyncio.create_task(within(1))
+    assert 1900 <= int(statement.removesuffix("ms")) <= 2000, "its own time, and the margin"
+    assert 900 <= int(lock.removesuffix("ms")) <= 1001
+    assert await asyncio.create_task(within(60)) == ["10s", "2s"]
+    async with database.transaction() as connection:
+        assert await limits(connection) == ["10s", "2s"], "what is no call, and comes after one"
+
+
+class Wire(NamedTuple):
+    """What lies between us and PostgreSQL."""
+
+    dsn: str
+    #: Cleared, nothing that is sent arrives, and nobody is told.
+    intact: asyncio.Event
+
+
+@pytest.fixture
+async def wire(dsn: str) -> AsyncIterator[Wire]:
+    parts = urlsplit(dsn)
+    folder = parse_qs(parts.query)["host"][0]
+    intact = asyncio.Event()
+    intact.set()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                await intact.wait()
+                writer.write(data)
+        finally:
+            writer.close()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await intact.wait()
+        others = await asyncio.open_unix_connection(f"{folder}/.s.PGSQL.{parse_qs(parts.query)['port'][0]}")
+        with suppress(ConnectionError):
+            await asyncio.gather(carry(reader, others[1]), carry(others[0], writer))
+
+    async with await asyncio.start_server(connect, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield Wire(f"postgresql://{parts.username}@127.0.0.1:{port}{parts.path}?sslmode=disable", intact)
+        intact.set()
+
+
+async def refused_while_silent(database: Database, wire: Wire, seconds: float) -> Refusal:
+    """How a read is refused whose database falls silent."""
+
+    async def read() -> None:
+        async with asyncio.timeout(seconds) as time:
+            deadlines.ends_at(time.when() or 0)
+            async with database.connection() as connection:
+                wire.intact.clear()
+                await connection.value(PID)
+
+    with pytest.raises(Refusal) as refused:
+        await asyncio.create_task(read())
+    return refused.value
+
+
+async def test_a_call_whose_database_falls_silent_ends_soon_after_its_time(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MARGIN_SECONDS", 0.1)
+    database = Database(wire.dsn, connections=2)
+    await pids(database, 2)
+    refused = await refused_while_silent(database, wire, 0.2)
+    assert refused.reason is Reason.DATABASE_UNAVAILABLE
+    assert database.usage == (0, 0, 0), "neither the place nor a connection of the silent server is kept"
+    wire.intact.set()
+    assert len({*await pids(database, 2)}) == 2
+    await database.close()
+
+
+async def read(database: Database, wire: Wire) -> None:
+    async with database.connection() as connection:
+        wire.intact.clear()
+        await connection.value(PID)
+
+
+async def begin(database: Database, wire: Wire) -> None:
+    await pid(database)
+    wire.intact.clear()
+    async with database.transaction():
+        raise AssertionError("it began")
+
+
+async def commit(database: Database, wire: Wire) -> None:
+    async with database.transaction():
+        wire.intact.clear()
+
+
+@pytest.mark.parametrize("use", [read, begin, commit])
+async def test_what_is_no_call_does_not_wait_for_a_silent_database_for_ever(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, use: Callable[[Database, Wire], Awaitable[None]]
+) -> None:
+    monkeypatch.setattr(module, "_MARGIN_SECONDS", 0.1)
+    monkeypatch.setitem(SESSION, "statement_timeout", "200")
+    database = Database(wire.dsn, connections=1)
+    with pytest.raises(Refusal) as refused:
+        await use(database, wire)
+    assert refused.value.reason is Reason.DATABASE_UNAVAILABLE
+    assert database.usage == (0, 0, 0)
+    wire.intact.set()
+    assert await pid(database) > 0
+    await database.close()
+
+
+async def test_whether_the_database_answers_is_told_in_time(wire: Wire) -> None:
+    database = Database(wire.dsn, connections=1)
+    async with database.connection():
+        assert await database.answers(5), "though every connection is in use"
+        wire.intact.clear()
+        assert not await database.answers(0.1)
+        wire.intact.set()
+    assert await database.answers(5)
+    assert database.usage.in_use == 0
+    await database.close()
+
+
+async def test_who_waits_for_a_connection_is_counted(database: Database) -> None:
+    async with database.connection(), database.connection():
+        waiting = asyncio.create_task(pid(database))
+        await asyncio.sleep(0)
+        assert database.usage == (2, 2, 1)
+    await waiting
+    assert database.usage == (2, 0, 0)
 
 
 async def test_json_comes_back_as_it_went_also_within_rows(database: Database) -> None:

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from cunho_storage import embedded
-from cunho_storage.embedded import Embedded, EmbeddedError
+from cunho_storage.embedded import MAY_LOSE_DATA, Embedded, EmbeddedError
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another user")
 START_AND_WAIT = """
@@ -147,6 +147,33 @@ async def test_a_folder_in_use_is_refused_naming_the_process_that_uses_it(folder
         with pytest.raises(EmbeddedError, match=f"{folder} is in use by process {process.pid}: .* CUNHO_DATA_DIR"):
             embedded.start(folder)
         assert await ask(dsn, "SELECT 1") == 1
+
+
+async def test_the_postgres_of_another_process_is_found(folder: Path) -> None:
+    with another_process(folder) as process:
+        dsn = first_line(process)
+        assert embedded.running(folder) == dsn
+        assert await ask(dsn, f"SHOW {MAY_LOSE_DATA}") == "on"
+    with running(folder):
+        contents = (folder / "pg18" / "postmaster.pid").read_text()
+    assert embedded.running(folder) is None
+    (folder / "pg18" / "postmaster.pid").write_text(contents)  # as a power cut leaves it
+    assert embedded.running(folder) is None
+    assert embedded.running(folder / "nowhere") is None
+
+
+@pytest.mark.parametrize("name", ["long" * 40, "Zoë's 50 % & $HOME"])
+async def test_it_is_found_in_any_folder(open_folder: Path, name: str) -> None:
+    with running(open_folder / name) as postgres:
+        assert embedded.running(open_folder / name) == postgres.dsn
+
+
+async def test_it_takes_as_many_connections_as_told(folder: Path) -> None:
+    postgres = embedded.start(folder, durable=False, connections=321)
+    try:
+        assert await ask(postgres.dsn, "SHOW max_connections") == "321"
+    finally:
+        postgres.stop()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])

@@ -33,6 +33,8 @@ SOURCES = {
     for path in (ROOT / folder).rglob("*.py")
 }
 MIGRATIONS, TABLES, DATABASE = "migrations/__init__.py", "cunho_storage/tables.py", "cunho_storage/database.py"
+#: What looks at an installation as a whole, beside the calls.
+INSTALLATION, SOUNDNESS = "cunho_storage/installation.py", "cunho_storage/soundness.py"
 
 SQL_TEXT = re.compile(
     r"\b(SELECT .*\bFROM|INSERT INTO|UPDATE \S+ SET|DELETE FROM|LOCK TABLE|TRUNCATE|FOR (NO KEY )?UPDATE"
@@ -115,13 +117,13 @@ BANS = [
     Ban(saves_of_rows, "image.save()"),
     Ban(saves_of_rows, "ImageRow.get_or_create(image_id=image_id)"),
     Ban(locks_by_hand, "def locked(query): return query.for_update()"),
-    Ban(sql_by_hand, "await run('SELECT * FROM image')", (MIGRATIONS,)),
-    Ban(sql_by_hand, "await run(f'UPDATE {table} SET state = 1')", (MIGRATIONS,)),
+    Ban(sql_by_hand, "await run('SELECT * FROM image')", (MIGRATIONS, INSTALLATION, SOUNDNESS)),
+    Ban(sql_by_hand, "await run(f'UPDATE {table} SET state = 1')", (MIGRATIONS, INSTALLATION, SOUNDNESS)),
     Ban(composed_sql, "SQL('state = ' + state)", (TABLES,)),
     Ban(composed_sql, "def page(state): SQL(f'state = {state}')", (TABLES,)),
     Ban(statements_of_calls, "async def get(connection): return await connection.row(Statement(query))"),
-    Ban(drivers, "await raw.fetch(text)", (MIGRATIONS, DATABASE)),
-    Ban(drivers, "await connection.script('BEGIN')", (MIGRATIONS, DATABASE)),
+    Ban(drivers, "await raw.fetch(text)", (MIGRATIONS, DATABASE, INSTALLATION)),
+    Ban(drivers, "await connection.script('BEGIN')", (MIGRATIONS, DATABASE, INSTALLATION)),
 ]
 each_ban = pytest.mark.parametrize("ban", BANS, ids=lambda ban: f"{ban.found.__name__}-{ban.wrong}")
 
@@ -186,7 +188,7 @@ class Recorder:
 
     def script(self, connection: Connection, sql: str) -> None:
         """Begins a transaction, or ends one."""
-        if sql == "BEGIN":
+        if sql.startswith("BEGIN"):
             self._open[connection] = []
         else:
             self.transactions.append(self._open.pop(connection))

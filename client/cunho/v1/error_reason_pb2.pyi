@@ -248,6 +248,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL. The server has a bug; its log has more under the incident id.
     metadata: incident_id
     """
+    TOO_MANY_CALLS: _ErrorReason.ValueType  # 59
+    """RESOURCE_EXHAUSTED. As many calls are under way as may be at once for the account, the network address or the server process.
+    metadata: limit, scope, setting
+    """
+    CALL_TIMED_OUT: _ErrorReason.ValueType  # 60
+    """DEADLINE_EXCEEDED. The time that the call had, by its own deadline or by the operator's limit, is over.
+    metadata: seconds
+    """
+    SERVICE_STOPPING: _ErrorReason.ValueType  # 61
+    """UNAVAILABLE. The server process that was called is stopping."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Values of google.rpc.ErrorInfo.reason in the domain "cunho.v1".
@@ -483,4 +493,14 @@ INTERNAL_ERROR: ErrorReason.ValueType  # 58
 """INTERNAL. The server has a bug; its log has more under the incident id.
 metadata: incident_id
 """
+TOO_MANY_CALLS: ErrorReason.ValueType  # 59
+"""RESOURCE_EXHAUSTED. As many calls are under way as may be at once for the account, the network address or the server process.
+metadata: limit, scope, setting
+"""
+CALL_TIMED_OUT: ErrorReason.ValueType  # 60
+"""DEADLINE_EXCEEDED. The time that the call had, by its own deadline or by the operator's limit, is over.
+metadata: seconds
+"""
+SERVICE_STOPPING: ErrorReason.ValueType  # 61
+"""UNAVAILABLE. The server process that was called is stopping."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,0 +1,42 @@
+"""What operators look into a process with, on a loopback port of its own: channelz and reflection, without credentials."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+from grpc_channelz.v1 import channelz, channelz_pb2
+
+from cunho_server import reflection
+from cunho_server.listening import AddressError
+from cunho_server.settings import Settings
+
+
+@asynccontextmanager
+async def serving(settings: Settings, index: int) -> AsyncIterator[str]:
+    """Answers at the address of the settings, its port that many higher as the process has others before it.
+
+    Yields that address; "" if the settings have none. Raises AddressError.
+
+    Args:
+        index: which of the server's processes this is.
+    """
+    if not settings.admin_address:
+        yield ""
+        return
+    host, _, port = settings.admin_address.rpartition(":")
+    address = f"{host}:{int(port) + index if int(port) else 0}"
+    # Shared, since a process that takes over from this one starts before this one ends.
+    server = grpc.aio.server(options=(("grpc.so_reuseport", 1),))
+    channelz.add_channelz_servicer(server)
+    reflection.add(server, [each.full_name for each in channelz_pb2.DESCRIPTOR.services_by_name.values()])
+    try:
+        taken = server.add_insecure_port(address)
+    except RuntimeError:
+        raise AddressError(
+            f"cannot listen on {address}: stop what listens there, or choose another address with CUNHO_ADMIN_ADDRESS"
+        ) from None
+    await server.start()
+    try:
+        yield f"{host}:{taken}"
+    finally:
+        await server.stop(0)

@@ -1,0 +1,98 @@
+"""How many calls this process answers at once: in total, of one account and from one network address, and the waits.
+
+Whatever is over a limit is refused at once, which costs next to nothing, so that the calls under way keep their pace.
+Callers are known before they are counted; a call without credentials takes no place. Nothing here knows gRPC.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cunho_rules.model import Caller
+from cunho_rules.refusals import Reason, Refusal
+from cunho_server.settings import Settings
+
+
+class Admission:
+    """The calls under way in this process.
+
+    Attributes:
+        calls: those under way, without the waits.
+        waits: those that wait for operations.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._of_account: Counter[str] = Counter()
+        self._of_peer: Counter[str] = Counter()
+        self.calls = self.waits = 0
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def call(self, caller: Caller, peer: str) -> Iterator[None]:
+        """Counts a call as long as it is under way. Refuses: SERVICE_STOPPING, TOO_MANY_CALLS.
+
+        Args:
+            peer: network address, without the port.
+        """
+        account = caller.account_id or f"operator:{caller.actor}"
+        self._let(self.calls, "calls_max", "this server process")
+        self._let(self._of_account[account], "calls_per_account_max", "the account")
+        self._let(self._of_peer[peer], "calls_per_peer_max", "the network address")
+        self.calls += 1
+        self._of_account[account] += 1
+        self._of_peer[peer] += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.calls -= 1
+            _one_less(self._of_account, account)
+            _one_less(self._of_peer, peer)
+            self._left()
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """Counts a call that waits for an operation. Refuses: SERVICE_STOPPING, TOO_MANY_CALLS."""
+        self._let(self.waits, "waits_max", "this server process, of those that wait for operations")
+        self.waits += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.waits -= 1
+            self._left()
+
+    def close(self) -> None:
+        """Lets no more calls in; those under way go on."""
+        self._closed = True
+
+    async def idle(self, timeout_seconds: float) -> bool:
+        """Returns once no call is under way, or the time is up; whether none is."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _let(self, under_way: int, setting: str, scope: str) -> None:
+        if self._closed:
+            raise Refusal(Reason.SERVICE_STOPPING)
+        limit: int = getattr(self._settings, setting)
+        if under_way >= limit:
+            raise Refusal(Reason.TOO_MANY_CALLS, limit=limit, scope=scope, setting=f"CUNHO_{setting.upper()}")
+
+    def _left(self) -> None:
+        if not self.calls + self.waits:
+            self._idle.set()
+
+
+def _one_less(counts: Counter[str], key: str) -> None:
+    """Forgets what is no more, so that the counts stay as small as what is under way."""
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

@@ -1,0 +1,56 @@
+"""What the health service answers: SERVING while the database answers too. Who asks needs no credentials."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from cunho_storage.database import Database
+
+log = logging.getLogger(__name__)
+
+SERVICE_NAME = health.SERVICE_NAME
+
+_SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+#: How often the database is asked, and how long it may take to answer.
+_LOOK_SECONDS, _ANSWER_SECONDS = 0.5, 2
+
+
+class Health:
+    """The health of every service of a server.
+
+    Args:
+        names: the services; "", the server as a whole, is told as well.
+    """
+
+    def __init__(self, server: grpc.aio.Server, names: Sequence[str]) -> None:
+        self._servicer = health.aio.HealthServicer()
+        self._names = names
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def tell(self, answers: bool) -> None:
+        """Tells whether the database answers."""
+        for name in ("", SERVICE_NAME, *self._names):
+            await self._servicer.set(name, _SERVING if answers else _NOT_SERVING)
+
+    async def follow(self, database: Database) -> None:
+        """Tells whenever the database stops to answer, or answers again, until cancelled. At first it does."""
+        told = True
+        while True:
+            answers = await database.answers(_ANSWER_SECONDS)
+            if answers is not told:
+                log.log(logging.INFO if answers else logging.ERROR, "health: %s", _said(answers))
+                await self.tell(answers)
+                told = answers
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def stop(self) -> None:
+        """Tells NOT_SERVING from now on."""
+        await self._servicer.enter_graceful_shutdown()
+
+
+def _said(answers: bool) -> str:
+    return "SERVING, the database answers" if answers else "NOT_SERVING, the database does not answer"

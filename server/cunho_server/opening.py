@@ -1,0 +1,77 @@
+"""The database: found, brought up to date, filled with a catalogue, opened. Nothing here serves calls or knows gRPC."""
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from cunho_server import catalog
+from cunho_server.apply import Applied, apply
+from cunho_server.settings import Settings
+from cunho_storage import embedded, migrations, regions
+from cunho_storage.database import Database
+
+log = logging.getLogger(__name__)
+
+#: Connections that the embedded PostgreSQL takes beyond those of the processes: commands, people, itself.
+_CONNECTIONS_OF_OTHERS = 50
+
+
+def embedded_connections(settings: Settings) -> int:
+    """How many connections the embedded PostgreSQL takes."""
+    return settings.processes * settings.connections + _CONNECTIONS_OF_OTHERS
+
+
+@contextmanager
+def postgresql(settings: Settings) -> Iterator[str]:
+    """The URL of the PostgreSQL for a command: the embedded one of a running server, or else started for this alone."""
+    if url := settings.database_url or embedded.running(settings.data_dir):
+        yield url
+        return
+    own = embedded.start(settings.data_dir, connections=embedded_connections(settings))
+    try:
+        yield own.dsn
+    finally:
+        own.stop()
+
+
+@asynccontextmanager
+async def opened(settings: Settings, dsn: str) -> AsyncIterator[Database]:
+    """The database, its schema up to date, its catalogue loaded if it had none."""
+    for name in await migrations.migrate(dsn):
+        log.info("applied migration %s", name)
+    database = database_of(settings, dsn)
+    try:
+        async with database.connection() as connection:
+            empty = not await regions.list_(connection, after="", limit=1)
+        if empty:
+            applied = await apply(database, catalog.read(settings.catalog))
+            log.info("loaded the catalogue: %d public images", applied.published)
+        yield database
+    finally:
+        await database.close()
+
+
+def database_of(settings: Settings, dsn: str) -> Database:
+    """The database as a process that answers calls uses it."""
+    return Database(dsn, connections=settings.connections, role=migrations.APP_ROLE)
+
+
+async def migrate(settings: Settings) -> list[str]:
+    """Brings the schema up to date; the names of the migrations applied."""
+    with postgresql(settings) as dsn:
+        return await migrations.migrate(dsn)
+
+
+async def pending(settings: Settings) -> list[str]:
+    """The names of the migrations that `migrate` would apply."""
+    with postgresql(settings) as dsn:
+        return await migrations.pending(dsn)
+
+
+async def apply_catalog(settings: Settings, path: Path) -> Applied:
+    """Applies a catalogue file to the database; what that did. Raises CatalogError."""
+    wanted = catalog.read(path)
+    with postgresql(settings) as dsn:
+        async with opened(settings, dsn) as database:
+            return await apply(database, wanted)

@@ -1,0 +1,68 @@
+"""One of the processes that answer calls: `python -m cunho_server.process`, started by the supervisor alone.
+
+It is told on standard input what to serve, says on standard output when it does, and stops when its standard input
+ends: it does not outlive the supervisor.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import uvloop
+
+from cunho_server import app, logs
+from cunho_server.keys import KeyFileError
+from cunho_server.listening import AddressError
+from cunho_server.opening import database_of
+from cunho_server.settings import Settings
+from cunho_server.tracing import TracingError
+
+READY = b"ready\n"
+
+
+async def _serve(settings: Settings, dsn: str, index: int) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    loop.add_reader(sys.stdin.fileno(), _at_end(stopped.set))
+    database = database_of(settings, dsn)
+    try:
+        async with app.serving(settings, database, index=index, shares_port=True):
+            os.write(sys.stdout.fileno(), READY)
+            await stopped.wait()
+    finally:
+        await database.close()
+
+
+def _at_end(stop: Callable[[], None]) -> Callable[[], None]:
+    def read() -> None:
+        if not os.read(sys.stdin.fileno(), 1024):
+            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+            stop()
+
+    return read
+
+
+def main() -> int:
+    """Serves as the first line of standard input says; the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    line = sys.stdin.readline()  # all that comes before the end
+    if not line:  # the supervisor ended before it said anything
+        return 0
+    told: dict[str, Any] = json.loads(line)
+    settings = Settings.model_validate(told["settings"])
+    logs.configure(settings)
+    try:
+        uvloop.run(_serve(settings, told["dsn"], told["index"]))
+    except (AddressError, KeyFileError, TracingError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

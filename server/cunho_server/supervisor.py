@@ -1,0 +1,292 @@
+"""The server's processes: started on one port, kept up, replaced without losing a call, stopped.
+
+This process answers no calls itself. It keeps the embedded PostgreSQL up as well.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, closing, suppress
+
+from cunho_server import development, logs
+from cunho_server.listening import AddressError
+from cunho_server.metrics import Exposed, exposed
+from cunho_server.opening import embedded_connections, opened
+from cunho_server.process import READY
+from cunho_server.settings import Settings, host_of
+from cunho_storage import embedded
+from cunho_storage.installation import refuse_unfit
+
+log = logging.getLogger(__name__)
+
+#: Pause before a process that ended by itself is started again, doubled each time, and the longest pause.
+_PAUSE_SECONDS, _PAUSE_SECONDS_MAX = 0.1, 10
+
+#: How long a process may take to start, and to stop beyond the settings' grace, before it is killed.
+_START_SECONDS, _STOP_SECONDS = 60, 5
+
+#: How often the embedded PostgreSQL is looked after.
+_LOOK_SECONDS = 0.2
+
+
+class StartError(Exception):
+    """The server cannot start; its log says why."""
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT; at SIGHUP fresh processes take over. Raises AddressError, StartError."""
+    logs.configure(settings)
+    stopped, renewing = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    loop.add_signal_handler(signal.SIGHUP, renewing.set)
+    with closing(_reserved(settings.address)) as reserved, exposed(settings.metrics_address) as metrics:
+        address = f"{settings.address.rpartition(':')[0]}:{reserved.getsockname()[1]}"
+        settings = settings.model_copy(update={"address": address})
+        async with (
+            _loading(settings, metrics) as processes,
+            _postgresql(settings) as dsn,
+            opened(settings, dsn) as database,
+            processes.serving(dsn),
+        ):
+            log.info("serving on %s by %d processes", address, settings.processes)
+            if metrics.address:
+                log.info("metrics on http://%s/metrics", metrics.address)
+            if settings.development:
+                await development.welcome(address, settings, database)
+            renewal = asyncio.create_task(processes.renew_at(renewing))
+            await stopped.wait()
+            log.info("stopping: calls under way may take %g s more", settings.shutdown_seconds)
+            renewal.cancel()
+
+
+class _Child:
+    """One process that answers calls. It loads its code at once, and serves when it is told what."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def spawn(cls, environment: Mapping[str, str]) -> "_Child":
+        """A new process, waiting to be told what to serve."""
+        command = (sys.executable, "-m", "cunho_server.process")
+        # In a session of its own: Ctrl-C reaches the supervisor alone.
+        return cls(
+            await asyncio.create_subprocess_exec(
+                *command, stdin=PIPE, stdout=PIPE, env=os.environ | environment, start_new_session=True
+            )
+        )
+
+    @property
+    def number(self) -> int:
+        """Its process number."""
+        return self._process.pid
+
+    async def serve(self, told: bytes) -> None:
+        """Tells it what to serve; returns when it answers calls. Raises StartError."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(told)
+        with suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(_START_SECONDS):
+                if await self._process.stdout.readline() == READY:
+                    return
+        await self.stop(0)
+        raise StartError(
+            f"process {self.number} does not serve (exit code {self._process.returncode}): its log says why"
+        )
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended."""
+        return await self._process.wait()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Has it end when its calls under way have, or at the end of the grace; kills it if it does not."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            async with asyncio.timeout(grace_seconds + _STOP_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            log.error("process %d does not stop, and is killed", self.number)
+            self._process.kill()
+            await self._process.wait()
+
+
+class _Processes:
+    """As many processes as the settings say, each in its place, where another follows it if it ends by itself."""
+
+    def __init__(self, settings: Settings, metrics: Exposed) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._dsn = ""
+        self._places: list[_Child] = []
+        #: Those in the places, and those that still have to end.
+        self._living: set[_Child] = set()
+        self._keeping: set[asyncio.Task[None]] = set()
+        #: Held while a place changes hands.
+        self._changing = asyncio.Lock()
+
+    async def spawn(self) -> _Child:
+        """A new process that loads its code."""
+        child = await _Child.spawn(self._metrics.environment)
+        self._living.add(child)
+        return child
+
+    @asynccontextmanager
+    async def serving(self, dsn: str) -> AsyncIterator[None]:
+        """All of them serve over that database. Raises StartError."""
+        self._dsn = dsn
+        loading = [*self._living]
+        # The first one alone: what keeps it from serving is said once.
+        await loading[0].serve(self._told(0))
+        await asyncio.gather(*(child.serve(self._told(index)) for index, child in enumerate(loading) if index))
+        self._places = loading
+        for index, child in enumerate(loading):
+            self._keep(index, child)
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    async def renew_at(self, event: asyncio.Event) -> None:
+        """Whenever the event is set, has fresh processes take over, each before the old one stops."""
+        while True:
+            await event.wait()
+            event.clear()
+            for index in range(len(self._places)):
+                async with self._changing:
+                    await self._renew(index)
+
+    async def stop(self) -> None:
+        """Ends them all."""
+        for task in self._keeping:
+            task.cancel()
+        if self._keeping:
+            await asyncio.wait(self._keeping)
+        await asyncio.gather(*map(self._end, [*self._living]))
+
+    async def _renew(self, index: int) -> None:
+        old = self._places[index]
+        try:
+            await self._start(index)
+        except StartError as error:
+            log.error("%s: process %d goes on", error, old.number)
+            return
+        log.info("process %d takes over from %d", self._places[index].number, old.number)
+        await self._end(old)
+
+    async def _start(self, index: int) -> None:
+        """Puts a new process in a place. Raises StartError."""
+        child = await self.spawn()
+        try:
+            await child.serve(self._told(index))
+        except StartError:
+            self._forget(child)
+            raise
+        self._places[index] = child
+        self._keep(index, child)
+
+    async def _end(self, child: _Child) -> None:
+        await child.stop(self._settings.shutdown_seconds)
+        self._forget(child)
+
+    def _forget(self, child: _Child) -> None:
+        self._living.discard(child)
+        self._metrics.forget(child.number)
+
+    def _keep(self, index: int, child: _Child) -> None:
+        task = asyncio.create_task(self._follow(index, child))
+        self._keeping.add(task)
+        task.add_done_callback(self._keeping.discard)
+
+    async def _follow(self, index: int, child: _Child) -> None:
+        """Starts another process when this one has ended by itself."""
+        code = await child.ended()
+        pause = _PAUSE_SECONDS
+        while True:
+            async with self._changing:
+                if self._places[index] is not child:
+                    return
+                log.error("process %d has ended (exit code %d): another takes its place", child.number, code)
+                self._forget(child)
+                with suppress(StartError):
+                    return await self._start(index)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _PAUSE_SECONDS_MAX)
+
+    def _told(self, index: int) -> bytes:
+        settings = self._settings.model_dump(mode="json")
+        return json.dumps({"settings": settings, "dsn": self._dsn, "index": index}).encode() + b"\n"
+
+
+@asynccontextmanager
+async def _loading(settings: Settings, metrics: Exposed) -> AsyncIterator[_Processes]:
+    """The processes, which load their code while the database is made ready; none is left on leaving."""
+    processes = _Processes(settings, metrics)
+    try:
+        for _ in range(settings.processes):
+            await processes.spawn()
+        yield processes
+    finally:
+        await processes.stop()
+
+
+@asynccontextmanager
+async def _postgresql(settings: Settings) -> AsyncIterator[str]:
+    """The URL of the PostgreSQL to use; the embedded one is started, and again if it ends by itself.
+
+    Raises EmbeddedError; UnfitError if what is written to it could be lost.
+    """
+    if settings.database_url:
+        await refuse_unfit(settings.database_url)
+        yield settings.database_url
+        return
+    own = await asyncio.to_thread(embedded.start, settings.data_dir, connections=embedded_connections(settings))
+    keeping = asyncio.create_task(_keep_up(own))
+    try:
+        await refuse_unfit(own.dsn)
+        yield own.dsn
+    finally:
+        keeping.cancel()
+        await asyncio.wait({keeping})
+        own.stop()
+
+
+async def _keep_up(own: embedded.Embedded) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        if own.ended():
+            log.error("the embedded PostgreSQL has ended, and is started again")
+            try:
+                await asyncio.to_thread(own.start_again)
+            except embedded.EmbeddedError as error:
+                log.error("%s", error)
+
+
+def _reserved(address: str) -> socket.socket:
+    """A socket that keeps the address, and its port, for the processes to share. Raises AddressError."""
+    port = int(address.rpartition(":")[2])
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host_of(address), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:  # it fails where another server listens, which sharing would hide
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            probe.listen()
+            place = probe.getsockname()
+        reserved = socket.socket(family, kind)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(place)
+        return reserved
+    except OSError as error:
+        raise AddressError(
+            f"cannot listen on {address} ({error.strerror}): stop what listens there, or choose another address with "
+            "CUNHO_ADDRESS"
+        ) from error

@@ -1,0 +1,232 @@
+"""The server's processes, from outside: on one port, kept up, replaced, stopped, and PostgreSQL coming and going."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.end_to_end.steps import until
+from tests.server_process import Server, locked, postgres_process, serving
+
+from cunho import Client, Refused, v1
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture(scope="module")
+def data_dir() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)  # every user may enter it, which those of pytest are not for
+    yield folder / "data"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def server(data_dir: Path) -> Iterator[Server]:
+    with serving(data_dir, PROCESSES=2, SHUTDOWN_SECONDS=20) as running:
+        yield running
+
+
+def health(server: Server, service: str = "") -> int:
+    """What the health service answers on a connection of its own."""
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status)
+        except grpc.RpcError:
+            return NOT_SERVING
+
+
+def fresh(server: Server) -> Client:
+    """A client on a connection of its own, which any of the processes may have taken."""
+    return server.client("operator")
+
+
+@contextmanager
+def calling(server: Server) -> Iterator[list[Refused]]:
+    """Calls one after another, each on a new connection, as long as this lasts; those that failed."""
+    failed: list[Refused] = []
+    stopped = threading.Event()
+
+    def call() -> None:
+        while not stopped.is_set():
+            try:
+                with fresh(server) as client:
+                    next(client.list_regions())
+            except Refused as refused:
+                failed.append(refused)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield failed
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_as_many_processes_answer_as_the_settings_say(server: Server) -> None:
+    assert len(server.processes()) == 2
+
+
+def test_calls_go_on_while_a_process_is_killed_and_another_takes_its_place(server: Server) -> None:
+    killed, kept = server.processes()
+    with calling(server) as failed:
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: len(server.processes()) == 2 and killed not in server.processes())
+        until(lambda: "another takes its place" in server.log)
+    assert kept in server.processes()
+    # Calls that were with the killed process are sent again by the client.
+    assert failed == []
+
+
+def test_fresh_processes_take_over_at_sighup_and_no_call_fails(server: Server) -> None:
+    before = server.processes()
+    with calling(server) as failed:
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: len(server.processes()) == 2 and not {*before} & {*server.processes()}, 20)
+    assert failed == []
+
+
+def test_a_killed_postgres_is_started_again_and_the_service_is_healthy_again(server: Server, data_dir: Path) -> None:
+    processes, killed = server.processes(), postgres_process(data_dir)
+    with fresh(server) as client:
+        assert next(client.list_regions())
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: postgres_process(data_dir) not in (0, killed) and health(server) == SERVING, 20)
+        assert next(client.list_regions())
+    assert server.processes() == processes
+
+
+def test_a_stopped_postgres_makes_the_service_unhealthy_until_it_goes_on(server: Server, data_dir: Path) -> None:
+    stopped = postgres_process(data_dir)
+    backends = Path(f"/proc/{stopped}/task/{stopped}/children").read_text().split()
+    numbers = [stopped, *map(int, backends)]
+    for number in numbers:
+        os.kill(number, signal.SIGSTOP)
+    try:
+        until(lambda: all(health(server, "cunho.v1.ImageService") == NOT_SERVING for _ in range(5)), 20)
+        with fresh(server) as client, pytest.raises(Refused) as refused:
+            next(client.list_regions(timeout_seconds=3))
+        assert refused.value.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    finally:
+        for number in numbers:
+            os.kill(number, signal.SIGCONT)
+    until(lambda: health(server) == SERVING, 20)
+    until(lambda: answers(server), 20)
+
+
+def answers(server: Server) -> bool:
+    try:
+        with fresh(server) as client:
+            return bool(next(client.list_regions()))
+    except Refused:
+        return False
+
+
+def test_two_hundred_calls_under_way_are_answered_before_the_server_stops_and_new_ones_are_not_taken(
+    data_dir: Path, server: Server
+) -> None:
+    server.stop()
+    settings = {"PROCESSES": 2, "SHUTDOWN_SECONDS": 20, "CONNECTIONS": 90, "METRICS_ADDRESS": "127.0.0.1:0"}
+    with serving(data_dir, **settings) as again, ThreadPoolExecutor(200) as threads:
+        image_id = an_image(again)
+        clients = [again.client("acme") for _ in range(20)]
+        with locked(again, image_id):
+            renaming = [
+                threads.submit(
+                    clients[number % 20].update_image,
+                    image=v1.Image(image_id=image_id, name=f"name {number}"),
+                    update_mask=["name"],
+                )
+                for number in range(200)
+            ]
+            until(lambda: under_way(again) == 200, 20)
+            again.process.terminate()
+            until(lambda: health(again) == NOT_SERVING)
+            with pytest.raises(Refused) as refused, fresh(again) as client:
+                next(client.list_regions())
+            assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+        assert {call.result(20).name for call in renaming} == {f"name {number}" for number in range(200)}
+        assert again.ended() == 0
+        assert "Traceback" not in again.log
+
+
+def under_way(server: Server) -> float:
+    """How many calls the server says that it is answering."""
+    (address,) = re.findall(r"metrics on (http://\S+)", server.log)
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        (calls,) = re.findall(r'cunho_calls_under_way\{kind="call"\} (\S+)', answer.read().decode())
+    return float(calls)
+
+
+def an_image(server: Server) -> str:
+    """A custom image of acme's."""
+    acme = server.client("acme")
+    region = next(acme.list_regions())
+    image = next(acme.list_images(region_id=region.region_id, filter='name = "Debian 12 64bit"'))
+    launch = acme.create_instance(
+        region_id=region.region_id,
+        zone_id=region.zones[0].zone_id,
+        instance_type="S5.MEDIUM4",
+        image_id=image.image_id,
+    )
+    instance = launch.result(20).instances[0]
+    capture = acme.create_image(
+        region_id=region.region_id,
+        instance_id=instance.instance_id,
+        name="an image",
+        consistency=v1.CreateImageRequest.CONSISTENCY_CRASH_CONSISTENT,
+    )
+    return capture.result(20).image_id
+
+
+def test_the_processes_end_when_the_supervisor_is_killed(data_dir: Path) -> None:
+    with serving(data_dir, PROCESSES=2, SHUTDOWN_SECONDS=1) as server:
+        processes = server.processes()
+        server.process.kill()
+        server.ended()
+        until(lambda: not any(Path(f"/proc/{number}").exists() for number in processes), 20)
+
+
+def test_an_interrupt_stops_all_of_it(data_dir: Path) -> None:
+    with serving(data_dir, PROCESSES=2, SHUTDOWN_SECONDS=1) as server:
+        processes = server.processes()
+        server.process.send_signal(signal.SIGINT)
+        assert server.ended() == 0
+        assert not any(Path(f"/proc/{number}").exists() for number in processes)
+        assert postgres_process(data_dir) == 0
+
+
+def test_an_address_in_use_is_refused_even_by_a_server_that_shares_its_own(data_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = Server(data_dir, ADDRESS=f"127.0.0.1:{taken.getsockname()[1]}")
+        assert server.ended() == 1
+    assert "stop what listens there" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_what_keeps_a_process_from_serving_is_said_once_and_the_server_does_not_start(data_dir: Path) -> None:
+    wrong = data_dir.parent / "no-key.pem"
+    wrong.write_text("no key")
+    server = Server(data_dir, PROCESSES=3, TOKEN_KEY=wrong)
+    assert server.ended() == 1
+    assert server.log.count("no-key.pem") == 1
+    assert "Traceback" not in server.log

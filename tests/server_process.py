@@ -1,0 +1,145 @@
+"""A server as processes of its own, over a data folder of its own: what a test can do to it from outside."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+from tests.end_to_end.steps import until
+from tests.world import CATALOG
+
+from cunho import CHANNEL_OPTIONS, Client
+from cunho_server import keys
+from cunho_server.settings import Settings
+from cunho_server.tokens import Signer
+
+
+class Server:
+    """A server's process over a data folder.
+
+    Args:
+        settings: by the names of their variables without the prefix.
+    """
+
+    def __init__(self, data_dir: Path, **settings: object) -> None:
+        self.data_dir, self.port = data_dir, free_port()
+        given = {"DATA_DIR": data_dir, "ADDRESS": f"127.0.0.1:{self.port}", "CATALOG": CATALOG} | settings
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CUNHO_")}
+        environment |= {f"CUNHO_{name}": str(value) for name, value in given.items()}
+        self._log = data_dir.parent / f"log-{self.port}"
+        with self._log.open("w") as log:
+            command = [sys.executable, "-m", "cunho_server", "serve"]
+            self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
+        self._clients: list[Client] = []
+
+    def ready(self) -> None:
+        """Waits until it answers."""
+        until(lambda: self._listens() or self.process.poll() is not None, 20)
+        assert self.process.poll() is None, self.log
+
+    def _listens(self) -> bool:
+        with socket.socket() as connecting:
+            return connecting.connect_ex(("127.0.0.1", self.port)) == 0
+
+    @property
+    def log(self) -> str:
+        """What it wrote."""
+        return self._log.read_text()
+
+    def client(self, account_id: str) -> Client:
+        """A client of an account, on a connection of its own; of the operator, if that is its name."""
+        signer = Signer(keys.private_key(self.data_dir / "development-key.pem"), Settings.model_validate({}))
+        token = signer.token(account_id, "operator" if account_id == "operator" else "account", seconds=600)
+        options = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+        channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", options)
+        self._clients.append(client := Client(channel, token=token))
+        return client
+
+    @property
+    def dsn(self) -> str:
+        """Its own PostgreSQL, as the owner of the tables."""
+        return f"postgresql://cunho@/cunho?host={self.data_dir}/socket&port=5432"
+
+    def sql(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        """The rows of a query."""
+
+        async def fetch() -> list[tuple[Any, ...]]:
+            connection = await asyncpg.connect(self.dsn)
+            try:
+                return [tuple(row) for row in await connection.fetch(query, *arguments)]
+            finally:
+                await connection.close()
+
+        return asyncio.run(fetch())
+
+    def processes(self) -> list[int]:
+        """The numbers of the processes that answer calls."""
+        return [
+            int(number)
+            for number in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            if b"cunho_server.process" in Path(f"/proc/{number}/cmdline").read_bytes()
+        ]
+
+    def kill(self) -> None:
+        """Ends all of it without a warning."""
+        for number in (*self.processes(), self.process.pid):
+            os.kill(number, signal.SIGKILL)
+        self.ended()
+
+    def ended(self) -> int:
+        """Its exit code, once it has ended."""
+        code = self.process.wait(20)
+        for client in self._clients:
+            client.close()
+        return code
+
+    def stop(self) -> int:
+        """Asks it to stop; its exit code."""
+        self.process.terminate()
+        return self.ended()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@contextmanager
+def serving(data_dir: Path, **settings: object) -> Iterator[Server]:
+    """A server that answers, stopped in the end if it still runs."""
+    server = Server(data_dir, **settings)
+    try:
+        server.ready()
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.stop()
+
+
+def postgres_process(data_dir: Path) -> int:
+    """The process of the folder's PostgreSQL; 0 if there is none."""
+    file = next(data_dir.glob("pg*/postmaster.pid"), None)
+    return int(file.read_text().split()[0]) if file else 0
+
+
+@contextmanager
+def locked(server: Server, image_id: str) -> Iterator[None]:
+    """An image that nobody else can lock."""
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(server.dsn))
+        runner.run(connection.execute("BEGIN"))
+        runner.run(connection.fetch("SELECT FROM image WHERE image_id = $1 FOR UPDATE", image_id))
+        try:
+            yield
+        finally:
+            runner.run(connection.close())

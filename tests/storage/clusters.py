@@ -1,0 +1,110 @@
+"""PostgreSQL on a loopback port, run by the programs that the server brings: for standbys, backups and restores.
+
+What the server itself runs is embedded.py's; here is what an administrator of the database does by hand.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.end_to_end.steps import until
+
+from cunho_storage import embedded
+
+_SETTINGS = ("--listen_addresses=127.0.0.1", "--unix_socket_directories=")
+
+
+class Clusters:
+    """A folder of clusters, and PostgreSQL's programs run as the user that owns them.
+
+    Args:
+        programs_in: a data folder of the embedded PostgreSQL, for its copy of the programs if it needs one.
+    """
+
+    def __init__(self, folder: Path, programs_in: Path) -> None:
+        self.folder = folder
+        self._user = embedded._User.of(None)
+        self._programs = embedded._programs(programs_in, self._user)
+        if os.geteuid() == 0:
+            shutil.chown(folder, self._user.uid, self._user.gid)
+
+    def run(self, program: str, *words: str | Path) -> None:
+        """Runs one of PostgreSQL's programs to its end. Raises CalledProcessError."""
+        self._user.run(self._programs / program, *words)
+
+    def new(self) -> Path:
+        """The data folder of a new cluster: its superuser is `postgres`, and it holds nothing of ours."""
+        data = self._empty()
+        self.run(
+            "initdb", "-D", data, "--auth=trust", "-U", "postgres", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"
+        )
+        return data
+
+    def base_backup(self, of: "Cluster", *options: str) -> Path:
+        """The data folder of a base backup of a running cluster."""
+        data = self._empty()
+        self.run("pg_basebackup", "-d", of.dsn("postgres"), "-D", data, "--checkpoint=fast", "--no-sync", *options)
+        return data
+
+    @contextmanager
+    def running(self, data: Path) -> Iterator["Cluster"]:
+        """The cluster of that folder, accepting connections; ended at once on leaving."""
+        port = _free_port()
+        with (self.folder / f"{data.name}.log").open("ab") as log:
+            command = (self._programs / "postgres", "-D", data, f"--port={port}", *_SETTINGS)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, **self._user.options())
+        try:
+            until(lambda: self._answers(port), 20)
+            yield Cluster(data, port, process)
+        finally:
+            process.send_signal(signal.SIGQUIT)
+            process.wait(20)
+
+    def _answers(self, port: int) -> bool:
+        return self._user.run(self._programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port), check=False)
+
+    def _empty(self) -> Path:
+        data = Path(tempfile.mkdtemp(dir=self.folder))
+        if os.geteuid() == 0:
+            shutil.chown(data, self._user.uid, self._user.gid)
+        return data
+
+
+class Cluster:
+    """A running cluster."""
+
+    def __init__(self, data: Path, port: int, process: "subprocess.Popen[Any]") -> None:
+        self.data, self.port, self._process = data, port, process
+
+    def dsn(self, database: str, user: str = "postgres") -> str:
+        """The URL of one of its databases."""
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def kill(self) -> None:
+        """Ends it without a warning, as a crash does."""
+        self._process.kill()
+        self._process.wait(20)
+
+
+@contextmanager
+def clusters(programs_in: Path) -> Iterator[Clusters]:
+    """Clusters in a temporary folder that every user may enter, which those of pytest are not."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    try:
+        yield Clusters(folder, programs_in)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
