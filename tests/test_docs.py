@@ -6,19 +6,41 @@ from pathlib import Path
 
 import pytest
 from docs import generate
+from google.protobuf.descriptor_pool import Default as default_pool
 
+from cunho import v1 as pb
 from cunho_rules.actions import ACTIONS
 from cunho_rules.checks import Check
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"rules.md": generate.rules_page, "errors.md": generate.errors_page}
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "client/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = generate.pages()
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), ROOT / "client/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 CHECKS = sorted({check for action in ACTIONS for check in action.checks}, key=lambda check: (check.rule, check.demand))
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_generated_page_is_what_make_docs_writes(name: str) -> None:
-    assert (ROOT / "docs" / name).read_text() == PAGES[name](), "run make docs"
+    assert (ROOT / "docs" / name).read_text() == PAGES[name], "run make docs"
+
+
+def test_every_page_of_the_calls_is_written_by_make_docs() -> None:
+    assert {path.name for path in ROOT.glob("docs/api/*.md")} == {
+        name.removeprefix("api/") for name in PAGES if name.startswith("api/")
+    }
+
+
+@pytest.mark.parametrize("type_", pb.Image.DESCRIPTOR.file.message_types_by_name)
+def test_every_message_has_a_section_with_its_fields(type_: str) -> None:
+    message = pb.Image.DESCRIPTOR.file.message_types_by_name[type_]
+    (section,) = re.findall(rf"^## {type_}\n(.*?)(?=^## |\Z)", PAGES["api/types.md"], re.DOTALL | re.MULTILINE)
+    assert [name for name in message.fields_by_name if f"| `{name}` |" not in section] == []
+
+
+def test_every_call_has_a_section_and_a_line() -> None:
+    for service in ("Account", "Image", "Instance", "Quota", "Region"):
+        for method in default_pool().FindServiceByName(f"cunho.v1.{service}Service").methods:
+            assert f"\n## {method.name}\n" in PAGES[f"api/{service.lower()}s.md"]
+            assert f"| [{method.name}](" in PAGES["api/index.md"]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.rule} {check.demand}")

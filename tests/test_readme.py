@@ -12,17 +12,16 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.descriptor_pool import Default as default_pool
 from google.protobuf.message_factory import GetMessageClass
+from tests.examples import ADDRESS, Ids
 from tests.world import Postgres, World
 
 from cunho_server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-ADDRESS = "127.0.0.1:50051"
 CALLS = re.findall(r"```sh\n(grpcurl .*?)```\n\n```\w+\n(.*?)```", README, re.DOTALL)
 PYTHON = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
 PATH = os.pathsep.join((os.environ["PATH"], str(Path(sys.executable).parent)))
-ID = re.compile(r"(?:img|ins|op)-[0-9a-z]{8}")
 
 
 @pytest.fixture(scope="module")
@@ -44,35 +43,16 @@ def environment(world: World) -> dict[str, str]:
     return {"PATH": PATH, "ACME": world.token("acme"), "GLOBEX": world.token("globex")}
 
 
-def answers(shown: str, ids: dict[str, str]) -> str:
-    """The pattern of the answers that `shown` stands for: "..." for anything, ids not met before for any id."""
-    named: dict[str, str] = {}
-
-    def pattern(part: str) -> str:
-        if part == "...":
-            return ".*"
-        if part in named:
-            return f"(?P={named[part]})"
-        if ID.fullmatch(part) and part not in ids:
-            named[part] = part.replace("-", "_")
-            return f"(?P<{named[part]}>{ID.pattern})"
-        return re.escape(ids.get(part, part))
-
-    return "".join(map(pattern, re.split(rf"({ID.pattern}|\.\.\.)", "".join(shown.split()))))
-
-
 @pytest.mark.skipif(
     not shutil.which("grpcurl", path=PATH), reason="there is no grpcurl, neither on PATH nor beside Python"
 )
 def test_every_line_is_answered_as_shown(world: World, environment: dict[str, str]) -> None:
-    ids: dict[str, str] = {}
+    ids = Ids()
     for line, shown in CALLS:
-        sent = ID.sub(lambda found: ids[found[0]], line).replace(ADDRESS, world.address)
+        sent = ids.put_in(line).replace(ADDRESS, world.address)
         ran = subprocess.run(["sh", "-c", sent], env=environment, capture_output=True, text=True, check=False)
         answer = ran.stdout + ran.stderr
-        found = re.fullmatch(answers(shown, ids), "".join(answer.split()), re.DOTALL)
-        assert found, f"{line}\n{answer}"
-        ids.update({name.replace("_", "-"): id for name, id in found.groupdict().items()})
+        assert ids.fit(shown, answer), f"{line}\n{answer}"
         for name in re.findall(r'"(operations/op-\w+)"', answer):
             caller = world.client("acme" if "$ACME" in line else "globex")
             caller.get_operation(name=name).result(timeout_seconds=20)
