@@ -26,12 +26,14 @@ class Server:
     """A server's process over a data folder.
 
     Args:
+        host: what it listens on.
         settings: by the names of their variables without the prefix.
     """
 
-    def __init__(self, data_dir: Path, **settings: object) -> None:
+    def __init__(self, data_dir: Path, host: str = "127.0.0.1", **settings: object) -> None:
         self.data_dir, self.port = data_dir, free_port()
-        given = {"DATA_DIR": data_dir, "ADDRESS": f"127.0.0.1:{self.port}", "CATALOG": CATALOG} | settings
+        own = {"DATA_DIR": data_dir, "ADDRESS": f"{host}:{self.port}", "CATALOG": CATALOG}
+        given: dict[str, object] = own | settings
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CUNHO_")}
         environment |= {f"CUNHO_{name}": str(value) for name, value in given.items()}
         self._log = data_dir.parent / f"log-{self.port}"
@@ -50,6 +52,11 @@ class Server:
             return connecting.connect_ex(("127.0.0.1", self.port)) == 0
 
     @property
+    def address(self) -> str:
+        """Where it is reached on this machine."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
     def log(self) -> str:
         """What it wrote."""
         return self._log.read_text()
@@ -59,7 +66,7 @@ class Server:
         signer = Signer(keys.private_key(self.data_dir / "development-key.pem"), Settings.model_validate({}))
         token = signer.token(account_id, "operator" if account_id == "operator" else "account", seconds=600)
         options = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
-        channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", options)
+        channel = grpc.insecure_channel(self.address, options)
         self._clients.append(client := Client(channel, token=token))
         return client
 
@@ -115,9 +122,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(data_dir: Path, **settings: object) -> Iterator[Server]:
+def serving(data_dir: Path, host: str = "127.0.0.1", **settings: object) -> Iterator[Server]:
     """A server that answers, stopped in the end if it still runs."""
-    server = Server(data_dir, **settings)
+    server = Server(data_dir, host, **settings)
     try:
         server.ready()
         yield server
