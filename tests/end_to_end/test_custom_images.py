@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from google.rpc.error_details_pb2 import QuotaFailure
 from google.type.money_pb2 import Money
+from tests import world as worlds
 from tests.end_to_end.steps import (
     GIB,
     SHA256,
@@ -22,7 +23,7 @@ from tests.end_to_end.steps import (
     suspend,
     to,
 )
-from tests.world import FRANKFURT, GUANGZHOU, SHANGHAI, Tenant, World
+from tests.world import FRANKFURT, GUANGZHOU, SHANGHAI, Postgres, Tenant, World
 
 from cunho import Client, Operation, Refused, v1
 from cunho_rules.refusals import Reason, Refusal
@@ -531,6 +532,16 @@ def test_an_import_names_an_https_uri_of_an_allowed_host(world: World, uri: str,
     assert caught.value.violations.keys() == {"uri"}
     assert "secret" not in str(caught.value.args)
     assert quota(owner) == (0, 0, 10)
+
+
+@pytest.mark.rule("CUS-10")
+def test_the_settings_say_which_hosts_are_allowed(postgres: Postgres) -> None:
+    with worlds.world(postgres, import_hosts="*.example.org") as world:
+        owner = world.tenant()
+        assert import_image(owner, "stock", uri="https://images.example.org/a.qcow2", validate_only=True).quotes
+        problem = 'host "cloud.debian.org" is not allowed'
+        with refused("INVALID_ARGUMENT", "IMPORT_URI_NOT_ALLOWED", "CUS-10", problem=problem, allowed="*.example.org"):
+            import_image(owner, "stock", uri="https://cloud.debian.org/a.qcow2", validate_only=True)
 
 
 @pytest.mark.rule("CUS-10")

@@ -1,6 +1,7 @@
 """Settings come from flags, variables and defaults; each wrong one is told in a sentence, under the name it came by."""
 
 import os
+import re
 import reprlib
 from pathlib import Path
 
@@ -379,3 +380,10 @@ def test_an_explanation_has_default_meaning_and_bounds() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         settings.load().workers = 5
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_a_test_beside_these_sets_every_setting(name: str) -> None:
+    set_ = re.compile(rf"\b{name}=|\b{name.upper()}=|[\"']({name}|{name.upper()})[\"']|--{settings.flag(name)[2:]}\b")
+    tests = Path(__file__).parents[1].rglob("test_*.py")
+    assert any(set_.search(path.read_text()) for path in tests if path.name != Path(__file__).name)
