@@ -63,4 +63,4 @@ class Ids:
         if part in named:
             return f"(?P={named[part]})"
         named[part] = part.replace("-", "_")
-        return f"(?P<{named[part]}>{_ID.pattern})"
+        return f"(?P<{named[part]}>{part[: part.index('-')]}-[0-9a-z]{{8}})"

@@ -89,11 +89,8 @@ class Server:
 
     def processes(self) -> list[int]:
         """The numbers of the processes that answer calls."""
-        return [
-            int(number)
-            for number in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-            if b"cunho_server.process" in Path(f"/proc/{number}/cmdline").read_bytes()
-        ]
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(number) for number in children if "cunho_server.process" in _command(number)]
 
     def kill(self) -> None:
         """Ends all of it without a warning."""
@@ -112,6 +109,14 @@ class Server:
         """Asks it to stop; its exit code."""
         self.process.terminate()
         return self.ended()
+
+
+def _command(number: str) -> str:
+    """How a process was called; "" if it has ended."""
+    try:
+        return Path(f"/proc/{number}/cmdline").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def free_port() -> int:

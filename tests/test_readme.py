@@ -12,14 +12,16 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.descriptor_pool import Default as default_pool
 from google.protobuf.message_factory import GetMessageClass
-from tests.examples import ADDRESS, Ids
+from tests.examples import ADDRESS, Ids, examples
 from tests.world import Postgres, World
 
+from cunho_server import settings
 from cunho_server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CALLS = re.findall(r"```sh\n(grpcurl .*?)```\n\n```\w+\n(.*?)```", README, re.DOTALL)
+COMMANDS = [each for each in examples(ROOT / "README.md") if re.search(r"^(\w+=\S+ )?cunho ", each.code, re.MULTILINE)]
 PYTHON = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
 PATH = os.pathsep.join((os.environ["PATH"], str(Path(sys.executable).parent)))
 
@@ -59,6 +61,15 @@ def test_every_line_is_answered_as_shown(world: World, environment: dict[str, st
     assert len(CALLS) > 10
 
 
+def test_every_command_prints_what_is_shown(world: World, environment: dict[str, str]) -> None:
+    ids = Ids()
+    own = environment | {"CUNHO_ADDRESS": world.address, "CUNHO_TOKEN": environment["ACME"]}
+    for _, code, shown in COMMANDS:
+        ran = subprocess.run(["sh", "-c", ids.put_in(code)], env=own, capture_output=True, text=True, check=False)
+        assert ids.fit(shown, ran.stdout + ran.stderr), f"{code}\n{ran.stdout}{ran.stderr}"
+    assert len(COMMANDS) == 4
+
+
 @pytest.mark.parametrize("line", [line for line, _ in CALLS])
 def test_the_protos_know_every_call_and_field(line: str) -> None:
     (request, service, method) = re.findall(rf"-d '(.*?)' {ADDRESS} ([\w.]+)/(\w+)$", line.strip(), re.DOTALL)[0]
@@ -86,5 +97,5 @@ def test_every_target_of_make_that_is_named_exists() -> None:
 
 
 def test_every_setting_that_is_named_exists() -> None:
-    named = {name.removeprefix("CUNHO_").lower() for name in re.findall(r"CUNHO_\w+", README)}
-    assert named <= Settings.model_fields.keys()
+    named = set(re.findall(r"CUNHO_\w+", README))
+    assert named <= {f"CUNHO_{name.upper()}" for name in Settings.model_fields} | settings.OF_CLIENTS

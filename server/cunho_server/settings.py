@@ -24,7 +24,17 @@ _PREFIX = "CUNHO_"
 #: The longest time from a token's issue to its expiry, if no other is set: with a key that was given, and without.
 TOKEN_AGE_SECONDS, _DEVELOPMENT_TOKEN_AGE_SECONDS = 900, 86400
 #: Variables with our prefix that are read by clients.
-_OF_CLIENTS = {"CUNHO_TOKEN"}
+OF_CLIENTS = {
+    "CUNHO_ACCOUNT",
+    "CUNHO_TIMEOUT",
+    "CUNHO_TLS",
+    "CUNHO_TLS_CA",
+    "CUNHO_TLS_CLIENT_CERTIFICATE",
+    "CUNHO_TLS_CLIENT_KEY",
+    "CUNHO_TLS_SERVER_NAME",
+    "CUNHO_TOKEN",
+    "CUNHO_TOKEN_FILE",
+}
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9a-f:]+)\]|(?P<name>[a-z0-9.-]+)):(?P<port>[0-9]{1,5})")
 _PLACE = r"(\[[^\]]*\]|[^][:,@/?]*)(:[0-9]{1,5})?"
 _POSTGRESQL = re.compile(rf"postgres(ql)?://([^/?]*@)?{_PLACE}(,{_PLACE})*([/?].*)?")
@@ -344,7 +354,7 @@ def load(flags: Mapping[str, str] | None = None) -> Settings:
 
 
 def _unknown_variables(names: Iterable[str]) -> Iterator[str]:
-    known = {_variable(name) for name in Settings.model_fields} | _OF_CLIENTS
+    known = {_variable(name) for name in Settings.model_fields} | OF_CLIENTS
     for name in sorted(names):
         if name.upper().startswith(_PREFIX) and name not in known:
             hint = meant(name.upper(), known, "cunho-server serve --help lists them all", _PREFIX)

@@ -1,0 +1,81 @@
+"""The root of the commands: what they share, and how a run of one begins and ends. Each noun has its own file.
+
+Nouns are imported when they are named, gRPC when a call is sent, rich when something is shown: help does not wait.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from cunho.cli.exit_codes import BROKEN_PIPE, INTERRUPTED, MISUSED, exit_codes_in_lines
+from cunho.cli.flags import QUIET
+from cunho.cli.session import Connection, Json, MisuseError, Session
+
+app = App(
+    name="cunho",
+    help="Images and instances of a private cloud, from a terminal.",
+    help_format="plaintext",
+    help_epilogue=f"Exit codes:\n{exit_codes_in_lines()}",
+    version=lambda: f"cunho {version('cunho')}",
+    default_parameter=QUIET,
+)
+for noun, meaning in {
+    "images": "Choose, make, copy, share, retire and delete images.",
+    "instances": "Launch instances, start, stop, reinstall and delete them.",
+    "operations": "Look at slow work, wait for it, cancel it.",
+}.items():
+    app.command(f"cunho.cli.{noun}:app", name=noun, help=meaning)
+app.command("cunho.cli.regions:regions", name="regions", help="Lists the regions with their zones and prices.")
+app.command("cunho.cli.regions:instance_types", name="instance-types", help="Lists the instance types.")
+app.command("cunho.cli.quotas:quotas", name="quotas", help="Shows limits and what is used of them.")
+app.register_install_completion_command(help="Install completion for the shell that this runs in.")
+
+
+@app.meta.default
+def dispatch(
+    *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    connection: Connection | None = None,
+    json: Json = False,
+) -> int:
+    """Runs the command that the words name, with a session of these flags. Returns its exit code."""
+    command, bound, wanted = app.parse_args(words)
+    if not wanted:  # help and the like
+        command(*bound.args, **bound.kwargs)
+        return 0
+    from cunho import Refused
+    from cunho.cli import refusals
+
+    with Session(connection or Connection(), json) as session:
+        try:
+            return command(*bound.args, **bound.kwargs, **dict.fromkeys(wanted, session)) or 0
+        except Refused as refused:
+            return refusals.tell(refused, session.connection.address, json)
+
+
+def run(words: Sequence[str]) -> int:
+    """Runs a command and returns its exit code; says in a sentence what is wrong with the words."""
+    for file in (sys.stdout, sys.stderr):
+        if isinstance(file, io.TextIOWrapper):
+            file.reconfigure(errors="backslashreplace")  # names may hold what the encoding of a terminal has not
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when gRPC is imported; what matters is in the refusal
+    try:
+        code = app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return code or 0
+    except CycloptsError as error:
+        chain = " ".join(["cunho", *(error.command_chain or ())])
+        print(f"{error}\nSee: {chain} --help", file=sys.stderr)
+        return MISUSED
+    except MisuseError as error:
+        print(error, file=sys.stderr)
+        return MISUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its last flush fails once more
+        return BROKEN_PIPE

@@ -1,0 +1,110 @@
+"""Flags that several commands share, and how words become the values of the API."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Protocol
+
+from cyclopts import Parameter, Token, validators
+
+from cunho.cli.session import MisuseError
+
+#: How flags are by default: none has a --no-… beside it, and help shows no default that says nothing.
+QUIET = Parameter(negative=(), show_default=lambda value: str(value) if value else None)
+
+_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_LABEL_KEY = r"[a-z][a-z0-9_.-]{0,62}"
+
+
+def _size_bytes(_: type, tokens: Sequence[Token]) -> int:
+    text = tokens[0].value
+    parts = re.fullmatch(r"(\d{1,19})(\.\d{1,9})?\s*([A-Z]*)", text.upper())
+    if not parts or parts[3] not in _UNITS:
+        raise ValueError(f"{text!r} is no size: write bytes, or as in 20GiB or 512MiB")
+    size = float(parts[1] + parts[2]) * _UNITS[parts[3]] if parts[2] else int(parts[1]) * _UNITS[parts[3]]
+    if size != int(size):
+        raise ValueError(f"{text!r} is no whole number of bytes")
+    return int(size)
+
+
+def _is_pause(_: type, seconds: Any) -> None:
+    if seconds is not False and seconds < 0.1:
+        raise ValueError("must be 0.1 seconds at least")
+
+
+def _is_label(_: type, labels: Any) -> None:
+    for label in labels or ():
+        if not re.fullmatch(rf"{_LABEL_KEY}=.*", label):
+            raise ValueError(f"{label!r} is no label: write KEY=VALUE; keys are of [a-z0-9_.-], the first a letter")
+
+
+def _is_label_choice(_: type, labels: Any) -> None:
+    for label in labels or ():
+        if not re.fullmatch(rf"{_LABEL_KEY}(=.*)?", label):
+            raise ValueError(f"{label!r} is no label: write KEY or KEY=VALUE; keys are of [a-z0-9_.-]")
+
+
+Architecture = Literal["i386", "x86_64", "arm64"]
+Region = Annotated[str, Parameter(help='Region, or "-" for all.')]
+Filter = Annotated[
+    str,
+    Parameter(help="Which ones, in the filter language of the API, as in 'name = \"web*\" AND NOT labels:old'."),
+]
+OrderBy = Annotated[str, Parameter(help='Order, as in "name" or "create_time desc, name". Default: newest first.')]
+Limit = Annotated[
+    int | None,
+    Parameter(help="The most to show. Default: all.", validator=validators.Number(gte=1), show_default=False),
+]
+Watch = Annotated[
+    bool | float,
+    Parameter(
+        help="Show it anew every 2 seconds, or every so many, until Ctrl-C.",
+        validator=_is_pause,
+    ),
+]
+DryRun = Annotated[bool, Parameter(help="Make every check and show the price, but do nothing.")]
+NoWait = Annotated[bool, Parameter(help="Print the operation's name at once, instead of waiting for its end.")]
+Bytes = Annotated[int, Parameter(converter=_size_bytes, metavar="SIZE", n_tokens=1)]
+Labels = Annotated[tuple[str, ...], Parameter(name="--label", metavar="KEY=VALUE", validator=_is_label)]
+LabelChoice = Annotated[tuple[str, ...], Parameter(name="--label", metavar="KEY[=VALUE]", validator=_is_label_choice)]
+
+
+def labels_of(labels: Sequence[str]) -> dict[str, str]:
+    """Labels given as KEY=VALUE."""
+    return {key: value for key, _, value in (label.partition("=") for label in labels)}
+
+
+def changed(*, label: Sequence[str] | None, no_labels: bool, **values: Any) -> dict[str, Any]:
+    """The fields that an update gives, by name. Raises MisuseError if there are none."""
+    given = {name: value for name, value in values.items() if value is not None}
+    if label or no_labels:
+        given["labels"] = labels_of(label or ())
+    if not given:
+        raise MisuseError("nothing to change: name what it shall be, as by --name")
+    return given
+
+
+class Enum(Protocol):
+    """An enum of the API."""
+
+    def Name(self, number: Any, /) -> str: ...
+    def Value(self, name: Any, /) -> Any: ...
+
+
+def value_of(enum: Enum, word: str | None) -> Any:
+    """The value that a word stands for: x86_64 for ARCHITECTURE_X86_64; for no word the unspecified one."""
+    if word is None:
+        return 0
+    return enum.Value(f"{_prefix(enum)}_{word.upper().replace('-', '_')}")
+
+
+def _prefix(enum: Enum) -> str:
+    """What the names of an enum begin with, as ARCHITECTURE."""
+    return enum.Name(0).removesuffix("_UNSPECIFIED")
+
+
+def word_of(enum: Enum, value: int) -> str:
+    """The name of a value without what all names of its enum begin with: AVAILABLE for STATE_AVAILABLE."""
+    try:
+        return enum.Name(value).removeprefix(f"{_prefix(enum)}_")
+    except ValueError:  # of a newer service
+        return str(value)

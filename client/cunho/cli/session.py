@@ -1,0 +1,134 @@
+"""A run of a command: the flags that every command has, and the client that they make. Shows nothing."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Self
+
+from cyclopts import Group, Parameter
+
+if TYPE_CHECKING:
+    from cunho import Client, Tls
+
+_SHARED = Group("Every command", sort_key=9)
+
+Json = Annotated[
+    bool,
+    Parameter(group=_SHARED, help="Print JSON: one object, or for a list one array, with the field names of the API."),
+]
+
+
+class MisuseError(Exception):
+    """The words cannot be carried out; the message says why and what to do."""
+
+
+@Parameter(name="*", group=_SHARED)
+@dataclass(frozen=True)
+class Connection:
+    """How the service is reached, and as whom."""
+
+    address: Annotated[str, Parameter(env_var="CUNHO_ADDRESS")] = "127.0.0.1:50051"
+    """Where the service answers, HOST:PORT."""
+
+    token: Annotated[str, Parameter(env_var="CUNHO_TOKEN")] = ""
+    """Token that says who you are. Prefer the variable, or a file: every user of this machine sees flags."""
+
+    token_file: Annotated[Path | None, Parameter(env_var="CUNHO_TOKEN_FILE")] = None
+    """File with the token; it is read for each call."""
+
+    account: Annotated[str, Parameter(env_var="CUNHO_ACCOUNT")] = ""
+    """Account to act for; for services alone."""
+
+    tls: Annotated[bool | None, Parameter(env_var="CUNHO_TLS", negative="--no-tls")] = None
+    """Whether to use TLS. Default: on, but off for an address of this machine."""
+
+    tls_ca: Annotated[Path | None, Parameter(env_var="CUNHO_TLS_CA")] = None
+    """PEM file of the authorities to trust. Default: those that this machine trusts."""
+
+    tls_certificate: Annotated[Path | None, Parameter(env_var="CUNHO_TLS_CLIENT_CERTIFICATE")] = None
+    """PEM file of your own certificate, which may take the place of a token."""
+
+    tls_key: Annotated[Path | None, Parameter(env_var="CUNHO_TLS_CLIENT_KEY")] = None
+    """PEM file of its private key."""
+
+    tls_server_name: Annotated[str, Parameter(env_var="CUNHO_TLS_SERVER_NAME")] = ""
+    """Name that the service's certificate must have. Default: the host of the address."""
+
+    timeout: Annotated[float, Parameter(env_var="CUNHO_TIMEOUT")] = 30
+    """The longest that one call may take, in seconds."""
+
+    def client(self) -> "Client":
+        """A client of the service. Raises MisuseError."""
+        from cunho import Client
+
+        try:
+            return Client(
+                self.address,
+                token=self._token_source(),
+                tls=self._tls(),
+                account=self.account,
+                timeout_seconds=self.timeout,
+            )
+        except (OSError, ValueError) as error:
+            raise MisuseError(str(error)) from error
+
+    def _token_source(self) -> str | Callable[[], str] | None:
+        from cunho import TokenFile
+
+        token, file = self._one_of(self.token, self.token_file)
+        if file:
+            return TokenFile(file)
+        if not token and not self.tls_certificate:
+            raise MisuseError("who are you? Set CUNHO_TOKEN to your token, or name a file that holds it: --token-file")
+        return token or None
+
+    @staticmethod
+    def _one_of(token: str, file: Path | None) -> tuple[str, Path | None]:
+        """The token or the file: of two, that which was given by a flag. Raises MisuseError."""
+        if not token or not file:
+            return token, file
+        token_by_flag = token != os.environ.get("CUNHO_TOKEN")
+        file_by_flag = str(file) != os.environ.get("CUNHO_TOKEN_FILE")
+        if token_by_flag == file_by_flag:
+            raise MisuseError("a token and a token file are given: give one of them")
+        return (token, None) if token_by_flag else ("", file)
+
+    def _tls(self) -> "Tls | bool | None":
+        from cunho import Tls
+
+        if not (self.tls_ca or self.tls_certificate or self.tls_key or self.tls_server_name):
+            return self.tls
+        if self.tls is False:
+            raise MisuseError("--no-tls does not go together with --tls-ca, -certificate, -key and -server-name")
+        return Tls(self.tls_ca, self.tls_certificate, self.tls_key, self.tls_server_name)
+
+
+@Parameter(parse=False)
+@dataclass(frozen=True)
+class Session:
+    """What a command works with; the client is made when it is first asked for, and closed at the end.
+
+    Attributes:
+        connection: How the service is reached.
+        json: Whether answers are shown as JSON.
+    """
+
+    connection: Connection
+    json: bool
+
+    @cached_property
+    def client(self) -> "Client":
+        """The client. Raises MisuseError."""
+        return self.connection.client()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if "client" in vars(self):
+            self.client.close()

@@ -1,0 +1,153 @@
+"""How refusals and mistakes are told, and the exit code of each class."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from tests.cli.conftest import Run
+from tests.world import Tenant, World
+
+from cunho.cli import main
+from cunho.cli.exit_codes import EXIT_CODES, exit_code
+
+DOCS = Path(__file__).parents[2] / "docs/cli.md"
+
+
+def test_a_refusal_tells_reason_numbers_and_remedy(world: World, tenant: Tenant, run: Run) -> None:
+    instance_id = world.launch(tenant).instance_id
+    refused = run("instances", "start", instance_id, code=5)
+    assert refused.out == ""
+    for told in ("INSTANCE_STATE_INVALID FAILED_PRECONDITION INS-5", f"instance_id = {instance_id}", "remedy", "retry"):
+        assert told in refused.err
+
+
+def test_with_json_a_refusal_is_json_on_the_error_output(run: Run) -> None:
+    refused = run("images", "show", "img-00000000", "--json", code=3)
+    assert refused.out == ""
+    told = json.loads(refused.err)["error"]
+    assert (told["code"], told["reason"], told["rule"]) == ("NOT_FOUND", "IMAGE_NOT_FOUND", "SEL-2")
+    assert told["metadata"] == {"image_id": "img-00000000"}
+    assert told["remedy"]
+    assert (told["retry"], told["retry_may_help"], told["exit_code"]) == ("NOTHING", False, 3)
+
+
+def test_every_field_that_is_wrong_is_named(run: Run) -> None:
+    refused = run("images", "rename", "img-1", "x" * 61, code=2).err
+    assert "image.image_id:" in refused
+    assert "image.name:" in refused
+
+
+def test_positions_in_a_wrong_filter_are_those_of_what_was_typed(run: Run) -> None:
+    assert "at 5:" in run("images", "list", "--os", "linux", "--filter", "name ? x", code=2).err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("images list --region nowhere", 2),
+        ("images show img-00000000", 3),
+        ("images share IMAGE globex", 4),
+        ("instances start INSTANCE", 5),
+        ("images create INSTANCE --name taken", 6),
+    ],
+)
+def test_each_class_of_refusal_has_its_exit_code(world: World, tenant: Tenant, run: Run, words: str, code: int) -> None:
+    instance_id = world.launch(tenant).instance_id
+    world.image(tenant, name="taken", instance_id=instance_id)
+    run(*words.replace("IMAGE", world.public_image().image_id).replace("INSTANCE", instance_id).split(), code=code)
+
+
+def test_every_grpc_code_has_an_exit_code() -> None:
+    named = {grpc_code for row in EXIT_CODES for grpc_code in row.grpc_codes}
+    assert named == {code.name for code in grpc.StatusCode} - {"OK"}
+    assert exit_code("A_NEW_ONE") == 1
+
+
+def test_a_service_that_does_not_answer_is_named(run: Run) -> None:
+    refused = run("regions", "--address", "127.0.0.1:1", "--timeout", "1", code=7).err
+    assert "no answer from 127.0.0.1:1" in refused
+    assert "--address" in refused
+
+
+def test_a_wrong_token_is_refused(run: Run) -> None:
+    run("regions", "--token", "x", code=4)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("images lst", 'Did you mean "list"'),
+        ("images list --arch arm65", '"arm64"'),
+        ("images list --wtach", "--watch"),
+        ("images list --label A=b", "is no label"),
+        ("images list --watch 0.01", "0.1 seconds at least"),
+        ("images copy img-00000000", "--to"),
+        ("images share img-00000000", "ACCOUNT_IDS"),
+        ("images update img-00000000 --min-disk big", "is no size"),
+        ("regions --no-tls --tls-ca /x", "--no-tls"),
+        ("regions --tls-ca /nowhere/ca.pem", "/nowhere/ca.pem"),
+        ("regions --token-file /nowhere/token", "/nowhere/token"),
+        ("regions --token x --token-file /nowhere/token", "one of them"),
+    ],
+)
+def test_a_mistake_in_the_words_is_told_in_a_sentence(run: Run, words: str, told: str) -> None:
+    mistaken = run(*words.split(), code=2)
+    assert told in mistaken.err
+    assert mistaken.out == ""
+    assert "Traceback" not in mistaken.err
+
+
+def test_without_a_token_it_says_how_to_give_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["regions"]) == 2
+    assert "CUNHO_TOKEN" in capsys.readouterr().err
+
+
+def test_a_token_file_by_a_flag_goes_before_the_variable_of_a_token(
+    run: Run, token_file: Path, monkeypatch: pytest.MonkeyPatch, world: World
+) -> None:
+    monkeypatch.setenv("CUNHO_TOKEN", "wrong")
+    monkeypatch.setenv("CUNHO_ADDRESS", world.address)
+    assert main(["regions", "--token-file", str(token_file)]) == 0
+    assert main(["regions"]) == 4
+
+
+def test_a_service_acts_for_the_account_that_is_named(world: World, tenant: Tenant, run: Run) -> None:
+    token = world.token("billing", role="service", acts_for=[tenant.account_id])
+    seen = run("quotas", "--token", token, "--account", tenant.account_id, "--json").json
+    assert {quota["account_id"] for quota in seen} == {tenant.account_id}
+    run("quotas", "--token", token, "--account", "globex", code=4)
+
+
+def test_the_help_and_the_guide_have_the_table_of_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    helped = capsys.readouterr().out
+    guide = {int(code): text for code, text in re.findall(r"^\| (\d+) \| (.*?) \|", DOCS.read_text(), re.MULTILINE)}
+    assert guide == {row.code: row.meaning for row in EXIT_CODES}
+    assert all(f"{row.code:>3}  {row.meaning}" in helped for row in EXIT_CODES)
+
+
+def test_without_its_packages_the_command_says_what_to_install() -> None:
+    program = "import sys; sys.modules['cyclopts'] = None; from cunho.cli import main; sys.exit(main(['regions']))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "cunho[cli]" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_every_command_has_a_help_that_starts_with_a_sentence(
+    capsys: pytest.CaptureFixture[str], as_caller: Callable[[Tenant], None]
+) -> None:
+    for noun in ("images", "instances", "operations"):
+        assert main([noun, "--help"]) == 0
+        commands = re.findall(r"^│ ([a-z-]+) +\S", capsys.readouterr().out, re.MULTILINE)
+        assert len(commands) > 3
+        for command in commands:
+            assert main([noun, command, "--help"]) == 0
+            assert re.search(r"^[A-Z].*[.;]", capsys.readouterr().out.split("\n\n")[1]), command
