@@ -30,7 +30,7 @@ class Server:
         settings: by the names of their variables without the prefix.
     """
 
-    def __init__(self, data_dir: Path, host: str = "127.0.0.1", **settings: object) -> None:
+    def __init__(self, data_dir: Path, host: str = "127.0.0.1", **settings: Any) -> None:
         self.data_dir, self.port = data_dir, free_port()
         own = {"DATA_DIR": data_dir, "ADDRESS": f"{host}:{self.port}", "CATALOG": CATALOG}
         given: dict[str, object] = own | settings
@@ -127,7 +127,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(data_dir: Path, host: str = "127.0.0.1", **settings: object) -> Iterator[Server]:
+def serving(data_dir: Path, host: str = "127.0.0.1", **settings: Any) -> Iterator[Server]:
     """A server that answers, stopped in the end if it still runs."""
     server = Server(data_dir, host, **settings)
     try:

@@ -279,7 +279,7 @@ def test_an_address_in_use_is_refused(data_dir: Path, postgres: Postgres) -> Non
     assert "Traceback" not in said
 
 
-def refused(data_dir: Path, **settings: object) -> str:
+def refused(data_dir: Path, **settings: Any) -> str:
     """What a server says that cannot start."""
     server = Server(data_dir, **settings)
     assert server.ended() == 1

@@ -142,7 +142,12 @@ def test_two_hundred_calls_under_way_are_answered_before_the_server_stops_and_ne
     data_dir: Path, server: Server
 ) -> None:
     server.stop()
-    settings = {"PROCESSES": 2, "SHUTDOWN_SECONDS": 20, "CONNECTIONS": 90, "METRICS_ADDRESS": "127.0.0.1:0"}
+    settings: dict[str, Any] = {
+        "PROCESSES": 2,
+        "SHUTDOWN_SECONDS": 20,
+        "CONNECTIONS": 90,
+        "METRICS_ADDRESS": "127.0.0.1:0",
+    }
     with serving(data_dir, **settings) as again, ThreadPoolExecutor(200) as threads:
         image_id = an_image(again)
         clients = [again.client("acme") for _ in range(20)]
