@@ -16,7 +16,7 @@ from cunho.cli.exit_codes import BROKEN_PIPE, INTERRUPTED, MISUSED, exit_codes_i
 from cunho.cli.flags import QUIET
 from cunho.cli.session import Connection, Json, MisuseError, Session
 
-app = App(
+app: App = App(
     name="cunho",
     help="Images and instances of a private cloud, from a terminal.",
     help_format="plaintext",
@@ -24,12 +24,12 @@ app = App(
     version=lambda: f"cunho {version('cunho')}",
     default_parameter=QUIET,
 )
-for noun, meaning in {
+for _noun, _meaning in {
     "images": "Choose, make, copy, share, retire and delete images.",
     "instances": "Launch instances, start, stop, reinstall and delete them.",
     "operations": "Look at slow work, wait for it, cancel it.",
 }.items():
-    app.command(f"cunho.cli.{noun}:app", name=noun, help=meaning)
+    app.command(f"cunho.cli.{_noun}:app", name=_noun, help=_meaning)
 app.command("cunho.cli.regions:regions", name="regions", help="Lists the regions with their zones and prices.")
 app.command("cunho.cli.regions:instance_types", name="instance-types", help="Lists the instance types.")
 app.command("cunho.cli.quotas:quotas", name="quotas", help="Shows limits and what is used of them.")

@@ -31,7 +31,7 @@ from cunho.cli.printing import Details, Table, say_if_rehearsed, show
 from cunho.cli.session import MisuseError, Session
 from cunho.cli.waiting import finish
 
-app = App(name="images", help_epilogue="")
+app: App = App(name="images", help_epilogue="")
 
 ImageId = Annotated[str, Parameter(help='Image, "img-...".')]
 Kind = Literal["public", "custom", "shared"]

@@ -26,7 +26,7 @@ from cunho.cli.printing import Table, say_if_rehearsed, show
 from cunho.cli.session import Session
 from cunho.cli.waiting import finish
 
-app = App(name="instances", help_epilogue="")
+app: App = App(name="instances", help_epilogue="")
 
 InstanceId = Annotated[str, Parameter(help='Instance, "ins-...".')]
 Action = Literal["image", "update", "start", "stop", "reboot", "reinstall", "delete"]

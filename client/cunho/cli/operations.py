@@ -12,7 +12,7 @@ from cunho.cli.printing import show
 from cunho.cli.session import Session
 from cunho.cli.waiting import finish
 
-app = App(name="operations", help_epilogue="")
+app: App = App(name="operations", help_epilogue="")
 
 Name = Annotated[str, Parameter(help='Name, "operations/op-..." or "op-...".')]
 
