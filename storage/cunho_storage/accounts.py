@@ -8,7 +8,7 @@ from peewee import SQL, Function, fn
 from cunho_rules.limits import CUSTOM_IMAGES_PER_REGION
 from cunho_rules.model import BEING_MADE, Account, Place
 from cunho_storage.database import Connection
-from cunho_storage.statements import Statement, any_of, arg, first_row, literal, locking, together
+from cunho_storage.statements import Statement, any_of, arg, delete_from, first_row, literal, locking, together
 from cunho_storage.tables import AccountRegionRow, AccountRow, ImageRow, ImageShareRow, InstanceRow
 
 _REGION_IDS = AccountRegionRow.select(
@@ -60,7 +60,7 @@ _ENTER = Statement(
     )
 )
 _LEAVE = Statement(
-    AccountRegionRow.delete().where(
+    delete_from(AccountRegionRow).where(
         (AccountRegionRow.account_id == arg("account_id")) & (AccountRegionRow.region_id == any_of("region_ids"))
     )
 )

@@ -16,7 +16,7 @@ from cunho_rules.orders import Key
 from cunho_storage import pages
 from cunho_storage.conditions import some_element
 from cunho_storage.database import Connection
-from cunho_storage.statements import Statement, any_of, arg, locking
+from cunho_storage.statements import Statement, any_of, arg, delete_from, locking
 from cunho_storage.tables import OperationRow
 
 _THIS = OperationRow.operation_id == arg("operation_id")
@@ -39,7 +39,7 @@ _ADD = Statement(
     ).returning(*OperationRow._meta.sorted_fields)
 )
 _CANCEL = Statement(OperationRow.update({OperationRow.cancel_requested: SQL("true")}).where(_THIS & _RUNNING))
-_DELETE = Statement(OperationRow.delete().where(_THIS & ~_RUNNING))
+_DELETE = Statement(delete_from(OperationRow).where(_THIS & ~_RUNNING))
 _ENDED = Statement(OperationRow.select().where((OperationRow.operation_id == any_of("operation_ids")) & ~_RUNNING))
 
 _CLAIMABLE = locking(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from peewee import SQL
 
 from cunho_storage.database import Connection
-from cunho_storage.statements import Statement, arg
+from cunho_storage.statements import Statement, arg, delete_from
 from cunho_storage.tables import RequestRow
 
 _KEY = (
@@ -26,7 +26,7 @@ _CLAIM = Statement(
 )
 _GET = Statement(RequestRow.select(RequestRow.fingerprint, RequestRow.answer).where(_KEY))
 _ANSWER = Statement(RequestRow.update({RequestRow.answer: arg("answer")}).where(_KEY))
-_FORGET = Statement(RequestRow.delete().where(RequestRow.create_time < SQL("now() - interval '24 hours'")))
+_FORGET = Statement(delete_from(RequestRow).where(RequestRow.create_time < SQL("now() - interval '24 hours'")))
 
 
 class Key(NamedTuple):

@@ -9,7 +9,7 @@ from peewee import CTE, JOIN, SQL, Select, fn
 from cunho_rules.limits import QUOTA_LIMIT_MAX
 from cunho_rules.model import Recipient
 from cunho_storage.database import Connection
-from cunho_storage.statements import Statement, any_of, arg
+from cunho_storage.statements import Statement, any_of, arg, delete_from
 from cunho_storage.tables import AccountRegionRow, AccountRow, ImageRow, ImageShareRow
 
 _OF_IMAGE = ImageShareRow.image_id == arg("image_id")
@@ -63,7 +63,7 @@ _ADD = Statement(
     ).with_cte(_IMAGE)
 )
 _REMOVE = Statement(
-    ImageShareRow.delete()
+    delete_from(ImageShareRow)
     .where(_OF_IMAGE & (ImageShareRow.recipient_account_id == any_of("account_ids")))
     .returning(ImageShareRow.recipient_account_id)
 )

@@ -50,6 +50,11 @@ def locking(query: Any, strength: str, *, skip_locked: bool = False) -> Any:
     return query.for_update(f"FOR {strength}", skip_locked=skip_locked or None)
 
 
+def delete_from(model: Any) -> Any:
+    """A query that deletes rows of the table; `Model.delete` itself has no type that checkers agree on."""
+    return model.delete()
+
+
 def first_row(query: Any) -> Any:
     """The first row of a query, as one column: a tuple, or None."""
     return Select([query.alias("row")], [SQL('"row"')])
@@ -77,7 +82,8 @@ class Statement:
     """A query with named arguments, composed."""
 
     def __init__(self, query: Query | Node) -> None:
-        sql, values = _DIALECT.get_sql_context().sql(query).query()  # type: ignore[no-untyped-call]
+        context: Any = _DIALECT.get_sql_context()
+        sql, values = context.sql(query).query()
         parts = sql.split(_MARK)
         places: dict[Any, int] = {}
         numbers = [
