@@ -43,13 +43,9 @@ class Server:
         self._clients: list[Client] = []
 
     def ready(self) -> None:
-        """Waits until it answers."""
-        until(lambda: self._listens() or self.process.poll() is not None, 20)
+        """Waits until all its processes answer."""
+        until(lambda: "serving on" in self.log or self.process.poll() is not None, 60)
         assert self.process.poll() is None, self.log
-
-    def _listens(self) -> bool:
-        with socket.socket() as connecting:
-            return connecting.connect_ex(("127.0.0.1", self.port)) == 0
 
     @property
     def address(self) -> str:

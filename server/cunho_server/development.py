@@ -19,19 +19,25 @@ _OPERATOR = "operator"
 _ALL = 1000
 
 
-async def welcome(address: str, settings: Settings, database: Database) -> None:
-    """Registers the demo accounts, active in every region, and prints how to call the service."""
+async def register(database: Database) -> None:
+    """Registers the demo accounts, active in every region, where they are not there yet."""
     async with database.transaction() as connection:
         region_ids = [region.region_id for region in await regions.list_(connection, after="", limit=_ALL)]
         for account_id in DEMO_ACCOUNTS:
             if await accounts.get(connection, account_id) is None:
                 await accounts.add(connection, account_id, account_id.title(), region_ids)
+
+
+async def welcome(address: str, settings: Settings, database: Database) -> None:
+    """Prints how to call the service."""
+    async with database.connection() as connection:
+        (region,) = await regions.list_(connection, after="", limit=1)
     signer = Signer(keys.development_key(settings.development_key), settings)
     seconds = settings.token_age_max_seconds
     tokens = {name: signer.token(name, "account", seconds=seconds) for name in DEMO_ACCOUNTS}
     tokens[_OPERATOR] = signer.token(_OPERATOR, "operator", seconds=seconds)
     trust = f"-cacert {shlex.quote(str(settings.tls_certificate))}" if settings.tls_certificate else "-plaintext"
-    print(_text(address, trust, tokens, seconds, region_ids[0]), flush=True)
+    print(_text(address, trust, tokens, seconds, region.region_id), flush=True)
 
 
 def _text(address: str, trust: str, tokens: Mapping[str, str], seconds: int, region_id: str) -> str:

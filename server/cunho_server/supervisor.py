@@ -12,7 +12,7 @@ import socket
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 
 from cunho_server import development, logs
 from cunho_server.listening import AddressError
@@ -50,12 +50,13 @@ async def serve(settings: Settings) -> None:
     with closing(_reserved(settings.address)) as reserved, exposed(settings.metrics_address) as metrics:
         address = f"{settings.address.rpartition(':')[0]}:{reserved.getsockname()[1]}"
         settings = settings.model_copy(update={"address": address})
-        async with (
-            _loading(settings, metrics) as processes,
-            _postgresql(settings) as dsn,
-            opened(settings, dsn) as database,
-            processes.serving(dsn),
-        ):
+        async with AsyncExitStack() as stack:
+            processes = await stack.enter_async_context(_loading(settings, metrics))
+            dsn = await stack.enter_async_context(_postgresql(settings))
+            database = await stack.enter_async_context(opened(settings, dsn))
+            if settings.development:
+                await development.register(database)
+            await stack.enter_async_context(processes.serving(dsn))
             log.info("serving on %s by %d processes", address, settings.processes)
             if metrics.address:
                 log.info("metrics on http://%s/metrics", metrics.address)

@@ -18,6 +18,7 @@ PATH = os.pathsep.join((os.environ["PATH"], str(Path(sys.executable).parent)))
 
 def printed(world: World, capsys: pytest.CaptureFixture[str]) -> str:
     """What a start prints."""
+    world.run(development.register(world.database))
     world.run(development.welcome(world.address, world.settings, world.database))
     return capsys.readouterr().out
 
