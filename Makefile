@@ -54,6 +54,10 @@ demo: .venv/installed ## watch two accounts go the whole way, on the running ser
 test: lint check-protos ## lint, check the generated code, run every test
 	$(BIN)/pytest
 
+.PHONY: robustness
+robustness: .venv/installed ## attack the service for as long as it takes: docs/robustness.md says how
+	ROBUSTNESS=long $(BIN)/pytest tests/robustness
+
 .PHONY: lint
 lint: .venv/installed $(GOOGLEAPIS) ## check style, types, layers and protos
 	$(BIN)/ruff check
