@@ -8,8 +8,8 @@ import asyncio
 import json
 import logging
 import select
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -73,28 +73,27 @@ class Conflict(Exception):
     """Another transaction got in the way: run this one again from its beginning."""
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """What the driver raises, as Conflict or DATABASE_UNAVAILABLE; anything else is a bug and passes."""
-    try:
-        yield
-    except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError) as error:
+_IN_THE_WAY = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
+_OUTAGES = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby
+    asyncpg.TargetServerAttributeNotMatched,
+    OSError,
+    TimeoutError,
+)
+
+
+def _translate(error: Exception) -> None:
+    """Raises what an error of the driver means: Conflict or DATABASE_UNAVAILABLE; any other is a bug, and is left."""
+    if isinstance(error, _IN_THE_WAY):
         raise Conflict(type(error).__name__) from error
-    except asyncpg.IntegrityConstraintViolationError as error:
-        if error.constraint_name in GUARDS:
-            raise Conflict(error.constraint_name) from error
-        raise
-    except (
-        asyncpg.PostgresConnectionError,
-        asyncpg.OperatorInterventionError,
-        asyncpg.InsufficientResourcesError,
-        asyncpg.IdleInTransactionSessionTimeoutError,
-        asyncpg.InterfaceError,
-        asyncpg.ReadOnlySQLTransactionError,  # a standby
-        asyncpg.TargetServerAttributeNotMatched,
-        OSError,
-        TimeoutError,
-    ) as error:
+    if isinstance(error, asyncpg.IntegrityConstraintViolationError) and error.constraint_name in GUARDS:
+        raise Conflict(error.constraint_name) from error
+    if isinstance(error, _OUTAGES):
         raise _unavailable(error) from error
 
 
@@ -115,36 +114,34 @@ class Connection:
 
     async def rows(self, statement: Statement, **arguments: Any) -> list[asyncpg.Record]:
         """Every row that the statement returns."""
-        with self._translated():
-            return await self._raw.fetch(statement.text, *statement.values(arguments))
+        found: list[asyncpg.Record] = await self._asked(self._raw.fetch, statement.text, *statement.values(arguments))
+        return found
 
     async def row(self, statement: Statement, **arguments: Any) -> asyncpg.Record | None:
         """The first row that the statement returns, or None."""
-        with self._translated():
-            return await self._raw.fetchrow(statement.text, *statement.values(arguments))
+        found: asyncpg.Record | None = await self._asked(
+            self._raw.fetchrow, statement.text, *statement.values(arguments)
+        )
+        return found
 
     async def value(self, statement: Statement, **arguments: Any) -> Any:
         """The first value of the first row, or None."""
-        with self._translated():
-            return await self._raw.fetchval(statement.text, *statement.values(arguments))
+        return await self._asked(self._raw.fetchval, statement.text, *statement.values(arguments))
 
     async def run(self, statement: Statement, **arguments: Any) -> int:
         """The number of rows that the statement wrote."""
-        with self._translated():
-            status = await self._raw.execute(statement.text, *statement.values(arguments))
+        status: str = await self._asked(self._raw.execute, statement.text, *statement.values(arguments))
         return int(status.rpartition(" ")[2])
 
     async def script(self, sql: str) -> None:
         """Runs SQL text of our own: a migration, the begin or the end of a transaction."""
-        with self._translated():
-            await self._raw.execute(sql)
+        await self._asked(self._raw.execute, sql)
 
     async def settle(self, sql: str = _PING.text) -> None:
         """Runs SQL text once a cancelled statement has ended; closes the connection if that is not soon."""
         try:
             async with asyncio.timeout(_MARGIN_SECONDS):
-                with self._translated():
-                    await self._raw.execute(sql)
+                await self.script(sql)
         except (Refusal, TimeoutError):
             await self.close()
         except BaseException:
@@ -165,15 +162,15 @@ class Connection:
         """Closes the connection at once, whatever it is doing."""
         self._raw.terminate()
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """As `_translated`; a server that neither answered in time nor ended the statement itself is hung."""
-        with _translated():
-            try:
-                yield
-            except TimeoutError:
+    async def _asked(self, ask: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+        """The driver's answer, its errors translated."""
+        try:
+            return await ask(*arguments)
+        except Exception as error:
+            if isinstance(error, TimeoutError):  # neither in time nor ended by the server itself: it is hung
                 self._raw.terminate()
-                raise
+            _translate(error)
+            raise
 
 
 async def reach(dsn: str, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
@@ -196,28 +193,29 @@ def _each_host(dsn: str) -> list[str]:
 
 async def connect(dsn: str, settings: Mapping[str, str] = SESSION) -> Connection:
     """A new connection, its session in these settings. Refuses: DATABASE_UNAVAILABLE."""
-    with _translated():
-        try:
-            raw = await reach(
-                dsn,
-                server_settings={**settings},
-                command_timeout=int(SESSION["statement_timeout"]) / 1000 + _MARGIN_SECONDS,
-                statement_cache_size=500,
-            )
-        except asyncpg.PostgresError as error:  # whatever keeps us out: a password, a missing or a closed database
+    try:
+        raw = await reach(
+            dsn,
+            server_settings={**settings},
+            command_timeout=int(SESSION["statement_timeout"]) / 1000 + _MARGIN_SECONDS,
+            statement_cache_size=500,
+        )
+    except (asyncpg.PostgresError, *_OUTAGES) as error:  # a password, a missing or a closed database, no host at all
+        raise _unavailable(error) from error
+    try:
+        # In binary, because that is how JSON within a row within a row comes: its version, 1, and then the text.
+        await raw.set_type_codec(
+            "jsonb",
+            encoder=lambda value: b"\1" + json.dumps(value).encode(),
+            decoder=lambda data: json.loads(data[1:].decode()),
+            schema="pg_catalog",
+            format="binary",
+        )
+    except BaseException as error:
+        raw.terminate()
+        if isinstance(error, _OUTAGES):
             raise _unavailable(error) from error
-        try:
-            # In binary, because that is how JSON within a row within a row comes: its version, 1, and then the text.
-            await raw.set_type_codec(
-                "jsonb",
-                encoder=lambda value: b"\1" + json.dumps(value).encode(),
-                decoder=lambda data: json.loads(data[1:].decode()),
-                schema="pg_catalog",
-                format="binary",
-            )
-        except BaseException:
-            raw.terminate()
-            raise
+        raise
     return Connection(raw)
 
 
@@ -252,15 +250,9 @@ class Database:
         """The connections now."""
         return Usage(self._in_use + len(self._idle), self._in_use, self._waiting)
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
         """A connection outside of a transaction. Refuses: DATABASE_UNAVAILABLE."""
-        await self._wait_for_place()
-        try:
-            async with self._connection() as connection:
-                yield connection
-        finally:
-            self._places.release()
+        return _Borrowed(self, placed=True)
 
     @asynccontextmanager
     async def transaction(self, *, rehearsal: bool = False) -> AsyncIterator[Connection]:
@@ -284,7 +276,7 @@ class Database:
     async def answers(self, timeout_seconds: float) -> bool:
         """Whether the database answers in time. That every connection is in use does not keep it from being asked."""
         try:
-            async with asyncio.timeout(timeout_seconds), self._connection() as connection:
+            async with asyncio.timeout(timeout_seconds), _Borrowed(self, placed=False) as connection:
                 await connection.value(_PING)
         except (Refusal, TimeoutError):
             return False
@@ -295,35 +287,49 @@ class Database:
         while self._idle:
             await self._idle.pop().close()
 
-    async def _wait_for_place(self) -> None:
-        self._waiting += 1
-        try:
-            with _translated():
-                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the place.
-                async with asyncio.timeout(self._wait_seconds):
-                    await self._places.acquire()
-        finally:
-            self._waiting -= 1
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        """A connection, whether or not there is a place for it."""
+    async def lend(self) -> Connection:
+        """A connection that is to be given back, the one used last if there is one."""
         connection = await self._take()
         self._in_use += 1
+        return connection
+
+    async def take_back(self, connection: Connection, error: BaseException | None) -> None:
+        """Takes a connection back.
+
+        Args:
+            error: how its use ended. After a cancellation, the cancelled statement is waited for.
+        """
         try:
-            yield connection
-        except asyncio.CancelledError:
-            if connection.usable:
-                await connection.settle()
-            if not connection.usable and not deadlines.remaining_seconds():
-                raise _unavailable(TimeoutError("no answer within the time of the call")) from None
-            raise
+            if isinstance(error, asyncio.CancelledError):
+                if connection.usable:
+                    await connection.settle()
+                if not connection.usable and not deadlines.remaining_seconds():
+                    raise _unavailable(TimeoutError("no answer within the time of the call")) from None
         finally:
             self._in_use -= 1
             if connection.usable:
                 self._idle.append(connection)
             else:
                 await self.close()  # what ended this one has most likely ended them all
+
+    async def wait_for_place(self) -> None:
+        """Waits until one more connection may be in use. Refuses: DATABASE_UNAVAILABLE."""
+        if not self._places.locked():
+            await self._places.acquire()
+            return
+        self._waiting += 1
+        try:
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the place.
+            async with asyncio.timeout(self._wait_seconds):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise _unavailable(error) from error
+        finally:
+            self._waiting -= 1
+
+    def leave_place(self) -> None:
+        """Lets another connection be in use."""
+        self._places.release()
 
     async def _take(self) -> Connection:
         while self._idle:
@@ -332,6 +338,40 @@ class Database:
                 return connection
             await connection.close()
         return await connect(self._dsn, self._settings)
+
+
+class _Borrowed:
+    """A connection for the time of a block; every call has one, so that this is no generator.
+
+    Args:
+        placed: whether it counts among those that may be in use at once.
+    """
+
+    __slots__ = ("_connection", "_database", "_placed")
+
+    def __init__(self, database: Database, *, placed: bool) -> None:
+        self._database = database
+        self._placed = placed
+
+    async def __aenter__(self) -> Connection:
+        if self._placed:
+            await self._database.wait_for_place()
+        try:
+            self._connection = await self._database.lend()
+        except BaseException:
+            self._leave_place()
+            raise
+        return self._connection
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            await self._database.take_back(self._connection, error)
+        finally:
+            self._leave_place()
+
+    def _leave_place(self) -> None:
+        if self._placed:
+            self._database.leave_place()
 
 
 def _begin() -> str:

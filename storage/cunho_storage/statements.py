@@ -91,10 +91,17 @@ class Statement:
             for index, value in enumerate(values)
         ]
         self.text = parts[0] + "".join(f"${number}{part}" for number, part in zip(numbers, parts[1:], strict=True))
-        self._values: list[Any] = [None] * len(places)
+        self._constants: list[Any] = [None] * len(places)
+        self._names: dict[int, str] = {}
         for number, value in zip(numbers, values, strict=True):
-            self._values[number - 1] = value
+            if isinstance(value, _Argument):
+                self._names[number - 1] = value.name
+            else:
+                self._constants[number - 1] = value
 
     def values(self, arguments: dict[str, Any]) -> list[Any]:
         """The values of $1, $2 ..., with the arguments in their places."""
-        return [arguments[value.name] if isinstance(value, _Argument) else value for value in self._values]
+        values = self._constants.copy()
+        for index, name in self._names.items():
+            values[index] = arguments[name]
+        return values
