@@ -5,7 +5,6 @@ storage makes them without a mapping in between. No behaviour here beyond what a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -305,8 +304,7 @@ class Limit(NamedTuple):
     usage: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(NamedTuple):
     """Everything that the checks of one action may look at. None: not known, since the request does not name it."""
 
     action: str

@@ -3,8 +3,6 @@
 What the request does not name stays unknown, and the checks that need it are not evaluated.
 """
 
-from dataclasses import replace
-
 from cunho import v1 as pb
 from cunho_rules import actions, warnings
 from cunho_rules.images import kind
@@ -21,14 +19,13 @@ async def image_action(
     """What every check of the action on an image says; `facts` has the image and the caller."""
     image, caller = facts.image, facts.caller
     assert image is not None
-    action, facts = actions.IMAGE_ACTIONS[name], replace(facts, action=name)
+    action, facts = actions.IMAGE_ACTIONS[name], facts._replace(action=name)
     notices: list[warnings.Warning] = []
     if name in ("CreateInstance", "CopyImage", "ShareImage", "SetImageShares"):
-        facts = replace(facts, account=await accounts.get(connection, caller.account_id))
+        facts = facts._replace(account=await accounts.get(connection, caller.account_id))
     if name == "CreateInstance":
         type_id = request.instance_type or None
-        facts = replace(
-            facts,
+        facts = facts._replace(
             region_id=image.region_id,
             region=await regions.get(connection, image.region_id),
             zone_id=request.zone_id or None,
@@ -39,8 +36,7 @@ async def image_action(
         notices = warnings.of_launch(image, image_kind) if image_kind else []
     elif name == "CopyImage" and request.target_region_id:
         region_id = request.target_region_id
-        facts = replace(
-            facts,
+        facts = facts._replace(
             region_id=region_id,
             region=await regions.get(connection, region_id),
             place=await accounts.place(
@@ -48,13 +44,12 @@ async def image_action(
             ),
         )
     elif name == "UpdateImage" and request.name:
-        facts = replace(facts, place=await place_of_name(connection, image, request.name))
+        facts = facts._replace(place=await place_of_name(connection, image, request.name))
     elif name in ("ShareImage", "SetImageShares") and request.target_account_ids:
         recipients = await shares.recipients(connection, image.image_id, request.target_account_ids)
-        facts = replace(facts, recipients=recipients)
+        facts = facts._replace(recipients=recipients)
     elif name == "DeleteImage":
-        facts = replace(
-            facts,
+        facts = facts._replace(
             force=request.force,
             copies=await images.copies(connection, image.image_id),
             shared_with=await shares.account_ids(connection, image.image_id),
@@ -68,14 +63,13 @@ async def instance_action(
     """What every check of the action on an instance says; `facts` has the instance and the caller."""
     instance, caller = facts.instance, facts.caller
     assert instance is not None
-    action, facts = actions.INSTANCE_ACTIONS[name], replace(facts, action=name)
+    action, facts = actions.INSTANCE_ACTIONS[name], facts._replace(action=name)
     notices: list[warnings.Warning] = []
     if name == "CreateImage":
         place = await accounts.place(
             connection, caller.account_id, instance.region_id, request.image_name or None, lock=False
         )
-        facts = replace(
-            facts,
+        facts = facts._replace(
             account=await accounts.get(connection, caller.account_id),
             region_id=instance.region_id,
             region=await regions.get(connection, instance.region_id),
@@ -84,8 +78,7 @@ async def instance_action(
     elif name == "ReinstallInstance":
         image_id = request.target_image_id or instance.image_id
         image = await images.get(connection, image_id, caller.account_id)
-        facts = replace(
-            facts,
+        facts = facts._replace(
             image_id=image_id,
             image=image,
             region_id=instance.region_id,

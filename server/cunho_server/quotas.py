@@ -1,6 +1,5 @@
 """QuotaService. Each method: who calls, the facts, the rules, the write, the answer."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -86,7 +85,7 @@ async def _set_image_quota(mutation: Mutation, request: pb.SetQuotaLimitRequest)
     await accounts.lock_place(connection, account_id, region_id)
     facts, quota = await _image_facts(connection, mutation.caller, "SetQuotaLimit", account_id, region_id)
     limit = Limit("CUSTOM_IMAGES", request.limit, quota.used if quota else 0)
-    actions.SET_IMAGE_QUOTA.enforce(replace(facts, limit=limit))
+    actions.SET_IMAGE_QUOTA.enforce(facts._replace(limit=limit))
     await accounts.set_limit(connection, account_id, region_id, request.limit)
     return _image_quota(account_id, await accounts.get_quota(connection, account_id, region_id))
 

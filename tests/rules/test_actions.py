@@ -1,7 +1,6 @@
 """Enforcing, explaining and the order of refusals agree, for every action and whatever the facts are."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -163,13 +162,13 @@ def changed(facts: Facts, name: str, value: Any) -> Facts:
     if part:
         held = getattr(facts, whole)
         value = held and held._replace(**{part: value})
-    return replace(facts, **{whole: value})
+    return facts._replace(**{whole: value})
 
 
 @st.composite
 def all_facts(draw: st.DrawFn) -> Facts:
     """Fitting facts but for at most six things, as anybody may call."""
-    facts = replace(FITTING, caller=draw(st.sampled_from(CALLERS)))
+    facts = FITTING._replace(caller=draw(st.sampled_from(CALLERS)))
     for name in draw(st.lists(st.sampled_from([*OTHERWISE]), max_size=6, unique=True)):
         facts = changed(facts, name, draw(st.sampled_from(OTHERWISE[name])))
     return facts
@@ -178,7 +177,7 @@ def all_facts(draw: st.DrawFn) -> Facts:
 def judged(facts: Facts) -> Iterator[tuple[Action, Facts, list[Outcome]]]:
     """What the checks of every action say of the facts."""
     for each in ACTIONS:
-        known = replace(facts, action=each.name)
+        known = facts._replace(action=each.name)
         yield each, known, [*each.outcomes(known)]
 
 
@@ -269,7 +268,7 @@ def test_every_check_passes_some_of_these_facts_and_denies_others() -> None:
         for caller in CALLERS
         for name, values in OTHERWISE.items()
         for value in values
-        for _, _, outcomes in judged(changed(replace(FITTING, caller=caller), name, value))
+        for _, _, outcomes in judged(changed(FITTING._replace(caller=caller), name, value))
         for outcome in outcomes
     }
     for verdict in (Verdict.PASSED, Verdict.DENIED):
@@ -287,15 +286,15 @@ def keeping_secrets(facts: Facts) -> Facts:
     image = (facts.image or IMAGE)._replace(
         owner_account_id="acme", shared_with_caller=True, share_count=4321, share_limit=8765
     )
-    return replace(facts, image=image, copies=9753, shared_with=["secret-recipient"] * 3)
+    return facts._replace(image=image, copies=9753, shared_with=["secret-recipient"] * 3)
 
 
 @pytest.mark.rule("SHR-12")
 @given(all_facts())
 def test_a_recipients_explanation_of_what_the_owner_may_never_tells_of_other_shares(facts: Facts) -> None:
-    facts = replace(keeping_secrets(facts), caller=GLOBEX)
+    facts = keeping_secrets(facts)._replace(caller=GLOBEX)
     for name, each in IMAGE_ACTIONS.items():
-        outcomes = [*each.outcomes(replace(facts, action=name))]
+        outcomes = [*each.outcomes(facts._replace(action=name))]
         told = str([(outcome.check.demand, said(outcome.refusal)) for outcome in outcomes])
         assert not any(secret in told for secret in SECRETS)
         if name not in ("CreateInstance", "LeaveImageShare"):
@@ -313,11 +312,11 @@ def test_the_owners_explanation_does_tell_of_them() -> None:
 @given(all_facts())
 def test_a_stranger_is_told_the_same_of_a_foreign_image_and_of_none(facts: Facts) -> None:
     foreign = (facts.image or IMAGE)._replace(owner_account_id="acme", shared_with_caller=False)
-    facts = replace(facts, caller=GLOBEX, replacement=None)
+    facts = facts._replace(caller=GLOBEX, replacement=None)
     for each in (each for each in ACTIONS if images.image_visible in each.checks):
         told = [
             [(outcome.verdict, said(outcome.refusal)) for outcome in each.outcomes(known)]
-            for known in (replace(facts, image=foreign), replace(facts, image=None))
+            for known in (facts._replace(image=foreign), facts._replace(image=None))
         ]
         assert told[0] == told[1]
 
