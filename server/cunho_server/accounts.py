@@ -30,7 +30,8 @@ class AccountService(Servicer, account_service_pb2_grpc.AccountServiceServicer):
             return await mutation.answer(await _read_back(mutation, account_id))
 
     async def GetAccount(self, request: pb.GetAccountRequest, context: Any) -> pb.Account:
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        async with self.reading() as connection:
             account = await accounts.get(connection, request.account_id)
         facts = Facts(action="GetAccount", caller=caller, account_id=request.account_id, account=account)
         actions.GET_ACCOUNT.enforce(facts)
@@ -38,10 +39,10 @@ class AccountService(Servicer, account_service_pb2_grpc.AccountServiceServicer):
         return messages.account(account)
 
     async def ListAccounts(self, request: pb.ListAccountsRequest, context: Any) -> pb.ListAccountsResponse:
-        caller = self.caller(context)
+        caller = context.caller
         page = self.page(caller, request, tie_breaker="account_id")
         actions.LIST_ACCOUNTS.enforce(Facts(action="ListAccounts", caller=caller))
-        async with self.reading(context) as (caller, connection):
+        async with self.reading() as connection:
             after = page.place[0] if page.place else ""
             found = await accounts.list_(connection, after=after, limit=page.size + 1)
         shown, token = page.filled(self.service, caller, request, found, messages.account)

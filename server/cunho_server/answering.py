@@ -137,7 +137,7 @@ class Answering(grpc.aio.ServerInterceptor):
             this.request = request = _parsed(parse, data)
             for attempt in range(_ATTEMPTS):
                 try:
-                    this.answer = await behavior(request, context)
+                    this.answer = await behavior(request, this)
                     return this.answer.SerializeToString()
                 except Conflict:  # others got in the way of its transaction, which is run again
                     await asyncio.sleep(random.uniform(0.5, 1) * 0.02 * attempt)

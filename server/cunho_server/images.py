@@ -24,22 +24,24 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
     # --- choosing
 
     async def GetImage(self, request: pb.GetImageRequest, context: Any) -> pb.Image:
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        async with self.reading() as connection:
             image = await images.get(connection, request.image_id, caller.account_id)
         return _shown(caller, request.image_id, image)
 
     async def BatchGetImages(self, request: pb.BatchGetImagesRequest, context: Any) -> pb.BatchGetImagesResponse:
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        async with self.reading() as connection:
             found = await images.get_some(connection, request.image_ids, caller.account_id)
         return pb.BatchGetImagesResponse(
             results=[_result(caller, image_id, found.get(image_id)) for image_id in request.image_ids]
         )
 
     async def ListImages(self, request: pb.ListImagesRequest, context: Any) -> pb.ListImagesResponse:
-        caller = self.caller(context)
+        caller = context.caller
         page = self.page(caller, request, filter=shapes.image_filter, order=shapes.image_order)
         region_id, type_id = one_region(request.region_id), request.usable_with_instance_type or None
-        async with self.reading(context) as (caller, connection):
+        async with self.reading() as connection:
             usable_with = await regions.get_type(connection, type_id) if type_id else None
             found = await images.page(
                 connection,
@@ -67,7 +69,8 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
 
     async def ResolveImage(self, request: pb.ResolveImageRequest, context: Any) -> pb.Image:
         architecture = messages.ARCHITECTURE.name(request.architecture)
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        async with self.reading() as connection:
             facts = Facts(
                 action="ResolveImage",
                 caller=caller,
@@ -263,8 +266,9 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             return await mutation.answer(pb.SetImageSharesResponse(shares=found, image=image))
 
     async def ListImageShares(self, request: pb.ListImageSharesRequest, context: Any) -> pb.ListImageSharesResponse:
-        page = self.page(self.caller(context), request, tie_breaker="account_id")
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        page = self.page(caller, request, tie_breaker="account_id")
+        async with self.reading() as connection:
             image = await images.get(connection, request.image_id, caller.account_id)
             facts = Facts(action="ListImageShares", caller=caller, image_id=request.image_id, image=image)
             actions.LIST_IMAGE_SHARES.enforce(facts)
@@ -287,7 +291,8 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
     async def CheckImageActions(
         self, request: pb.CheckImageActionsRequest, context: Any
     ) -> pb.CheckImageActionsResponse:
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        async with self.reading() as connection:
             image = await images.get(connection, request.image_id, caller.account_id)
             facts = Facts(action="GetImage", caller=caller, image_id=request.image_id, image=image)
             actions.GET_IMAGE.enforce(facts)

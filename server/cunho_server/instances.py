@@ -50,16 +50,17 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
             return await mutation.answer(await _launch(mutation, request, facts))
 
     async def GetInstance(self, request: pb.GetInstanceRequest, context: Any) -> pb.Instance:
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        async with self.reading() as connection:
             instance = await instances.get(connection, request.instance_id)
         facts = Facts(action="GetInstance", caller=caller, instance_id=request.instance_id, instance=instance)
         actions.GET_INSTANCE.enforce(facts)
         return messages.instance(_there(instance))
 
     async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:
-        caller, region_id = self.caller(context), one_region(request.region_id)
+        caller, region_id = context.caller, one_region(request.region_id)
         page = self.page(caller, request, filter=shapes.instance_filter, order=shapes.instance_order)
-        async with self.reading(context) as (caller, connection):
+        async with self.reading() as connection:
             found = await instances.page(
                 connection,
                 account_id=all_of(caller),
@@ -134,8 +135,9 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
     async def ListInstanceTypes(
         self, request: pb.ListInstanceTypesRequest, context: Any
     ) -> pb.ListInstanceTypesResponse:
-        page = self.page(self.caller(context), request, tie_breaker="instance_type")
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        page = self.page(caller, request, tie_breaker="instance_type")
+        async with self.reading() as connection:
             after = page.place[0] if page.place else ""
             found = await regions.list_types(connection, after=after, limit=page.size + 1)
         shown, token = page.filled(self.service, caller, request, found, messages.instance_type)
@@ -144,7 +146,8 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
     async def CheckInstanceActions(
         self, request: pb.CheckInstanceActionsRequest, context: Any
     ) -> pb.CheckInstanceActionsResponse:
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        async with self.reading() as connection:
             instance = await instances.get(connection, request.instance_id)
             facts = Facts(action="GetInstance", caller=caller, instance_id=request.instance_id, instance=instance)
             actions.GET_INSTANCE.enforce(facts)

@@ -22,20 +22,22 @@ class Operations(Servicer, operations_pb2_grpc.OperationsServicer):  # type: ign
     """Work that takes time: looking at it, waiting for it, cancelling it."""
 
     async def GetOperation(self, request: operations_pb2.GetOperationRequest, context: Any) -> operations_pb2.Operation:
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        async with self.reading() as connection:
             return messages.operation(await _get(connection, caller, request.name))
 
     async def ListOperations(
         self, request: operations_pb2.ListOperationsRequest, context: Any
     ) -> operations_pb2.ListOperationsResponse:
+        caller = context.caller
         page = self.page(
-            self.caller(context),
+            caller,
             request,
             filter=shapes.operation_filter,
             order=shapes.operation_order,
             size_max=OPERATIONS_PAGE_SIZE_MAX,
         )
-        async with self.reading(context) as (caller, connection):
+        async with self.reading() as connection:
             found = await operations.page(
                 connection,
                 account_id=all_of(caller),
@@ -50,13 +52,14 @@ class Operations(Servicer, operations_pb2_grpc.OperationsServicer):  # type: ign
     async def WaitOperation(
         self, request: operations_pb2.WaitOperationRequest, context: Any
     ) -> operations_pb2.Operation:
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        async with self.reading() as connection:
             operation = await _get(connection, caller, request.name)
         if operation.end_time is None:
             ended = await self.service.work.wait(operation.operation_id, _wait_seconds(request))
             if ended is not None:
                 return messages.operation(ended)
-            async with self.reading(context) as (caller, connection):
+            async with self.reading() as connection:
                 operation = await _get(connection, caller, request.name)
         return messages.operation(operation)
 

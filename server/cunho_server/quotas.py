@@ -21,7 +21,8 @@ class QuotaService(Servicer, quota_service_pb2_grpc.QuotaServiceServicer):
     """Limits and what is used of them."""
 
     async def GetQuota(self, request: pb.GetQuotaRequest, context: Any) -> pb.Quota:
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        async with self.reading() as connection:
             if request.quota_id == _CUSTOM_IMAGES:
                 account_id = _account_id(caller, request)
                 facts, quota = await _image_facts(connection, caller, "GetQuota", account_id, request.region_id)
@@ -33,10 +34,10 @@ class QuotaService(Servicer, quota_service_pb2_grpc.QuotaServiceServicer):
             return _share_quota(image)
 
     async def ListQuotas(self, request: pb.ListQuotasRequest, context: Any) -> pb.ListQuotasResponse:
-        caller = self.caller(context)
+        caller = context.caller
         account_id = _account_id(caller, request)
         page = self.page(caller, request, tie_breaker="region_id")
-        async with self.reading(context) as (caller, connection):
+        async with self.reading() as connection:
             account = await accounts.get(connection, account_id)
             actions.LIST_QUOTAS.enforce(
                 Facts(action="ListQuotas", caller=caller, account_id=account_id, account=account)

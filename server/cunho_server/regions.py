@@ -13,8 +13,9 @@ class RegionService(Servicer, region_service_pb2_grpc.RegionServiceServicer):
     """The regions of the cloud."""
 
     async def ListRegions(self, request: pb.ListRegionsRequest, context: Any) -> pb.ListRegionsResponse:
-        page = self.page(self.caller(context), request, tie_breaker="region_id")
-        async with self.reading(context) as (caller, connection):
+        caller = context.caller
+        page = self.page(caller, request, tie_breaker="region_id")
+        async with self.reading() as connection:
             after = page.place[0] if page.place else ""
             found = await regions.list_(connection, after=after, limit=page.size + 1)
         shown, token = page.filled(self.service, caller, request, found, messages.region)

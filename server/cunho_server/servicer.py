@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from cunho_rules.warnings import Warning
 from cunho_server import ids, messages
 from cunho_server.admission import Admission
 from cunho_server.answering import Replayed
+from cunho_server.call import Call
 from cunho_server.identity import Identity
 from cunho_server.page_tokens import PageTokens
 from cunho_server.settings import Settings
@@ -148,17 +149,13 @@ class Page:
 
 
 class Servicer:
-    """The base of every servicer."""
+    """The base of every servicer. What gRPC calls the context of a call is the `Call` here."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def caller(self, context: Any) -> Caller:
-        """Who calls."""
-        return self.service.identity.caller(context.invocation_metadata(), context.auth_context)
-
     @asynccontextmanager
-    async def mutation(self, request: Any, context: Any) -> AsyncIterator[Mutation]:
+    async def mutation(self, request: Any, call: Call) -> AsyncIterator[Mutation]:
         """The transaction of a mutation.
 
         Committed on return, rolled back on any exception and with validate_only. A request id is claimed first: if the
@@ -166,10 +163,11 @@ class Servicer:
 
         Refuses: REQUEST_ID_REUSED.
         """
-        caller = self.caller(context)
+        caller = call.caller
+        assert caller, "calls are answered to those who are known"
         rehearsal: bool = getattr(request, "validate_only", False)
         request_id = request.request_id if hasattr(request, "request_id") else ""
-        request_id = request_id or _idempotency_key(context)
+        request_id = request_id or _idempotency_key(call)
         scope = f"operator:{caller.actor}" if caller.role is Role.OPERATOR else caller.account_id
         method = request.DESCRIPTOR.name.removesuffix("Request")
         key = requests.Key(scope, method, request_id.lower()) if request_id else None
@@ -181,11 +179,9 @@ class Servicer:
         if mutation.new_ids and not rehearsal:
             self.service.work.wake()
 
-    @asynccontextmanager
-    async def reading(self, context: Any) -> AsyncIterator[tuple[Caller, Connection]]:
-        """Who calls, and a connection to read by."""
-        async with self.service.database.connection() as connection:
-            yield self.caller(context), connection
+    def reading(self) -> AbstractAsyncContextManager[Connection]:
+        """A connection to read by."""
+        return self.service.database.connection()
 
     def page(
         self,
@@ -240,8 +236,8 @@ async def _claim(connection: Connection, key: requests.Key, request: Any) -> Non
     raise Replayed(answered.answer)
 
 
-def _idempotency_key(context: Any) -> str:
-    key = next((value for name, value in context.invocation_metadata() or () if name == IDEMPOTENCY_KEY), "")
+def _idempotency_key(call: Call) -> str:
+    key = next((value for name, value in call.metadata if name == IDEMPOTENCY_KEY), "")
     if problem := request_id_problem(key):
         raise malformed([Violation(IDEMPOTENCY_KEY, problem)])
     return str(key)
