@@ -104,7 +104,7 @@ class Action(NamedTuple):
             partial: checks whose facts are not known are passed over. Default: that is a bug, TypeError.
         """
         for check in self.checks:
-            if not check.answerable(facts):
+            if check.needs and not check.answerable(facts):
                 if partial:
                     continue
                 raise TypeError(f"{self.name}: the check of {check.rule} needs {check.needs}")

@@ -17,6 +17,7 @@ from cunho_rules.model import (
     Kind,
     Recipient,
     Role,
+    ShownImage,
     Trust,
     etag,
 )
@@ -25,7 +26,7 @@ from cunho_rules.refusals import Reason, Refusal
 # --- what an image is to a caller
 
 
-def kind(caller: Caller, image: Image) -> Kind | None:
+def kind(caller: Caller, image: Image | ShownImage) -> Kind | None:
     """What the image is to the caller; None if the caller does not see it. Source: SEL-2, CUS-2."""
     if image.owner_account_id is None:
         return Kind.PUBLIC
@@ -36,7 +37,10 @@ def kind(caller: Caller, image: Image) -> Kind | None:
 
 def trust(kind: Kind) -> Trust:
     """Who answers for the contents of an image of that kind. Source: PUB-5, SHR-7."""
-    return {Kind.PUBLIC: Trust.PROVIDER, Kind.CUSTOM: Trust.OWN, Kind.SHARED: Trust.UNVERIFIED}[kind]
+    return _TRUST[kind]
+
+
+_TRUST = {Kind.PUBLIC: Trust.PROVIDER, Kind.CUSTOM: Trust.OWN, Kind.SHARED: Trust.UNVERIFIED}
 
 
 def fits(image: Image, instance_type: InstanceType) -> tuple[str, str, str] | None:
@@ -69,7 +73,8 @@ def runnable(architecture: str) -> tuple[str, ...]:
 @check("SEL-2", Stage.VISIBILITY)
 def image_visible(facts: Facts) -> Refusal | None:
     """The image exists and is visible to the caller."""
-    if facts.image is None or kind(facts.caller, facts.image) is None:
+    image = facts.image or facts.shown_image
+    if image is None or kind(facts.caller, image) is None:
         return Refusal(Reason.IMAGE_NOT_FOUND, image_id=facts.image_id)
     return None
 

@@ -192,6 +192,26 @@ class Image(NamedTuple):
     shared_with_caller: bool
 
 
+class ShownImage(NamedTuple):
+    """An image as reads show it: its message as it is kept, and the values that the rest of the message comes from."""
+
+    image_id: str
+    version: int
+    #: None if none is kept.
+    message: bytes | None
+    owner_account_id: str | None
+    os_family: str
+    share_count: int
+    share_limit: int
+    jurisdiction: str
+    currency: str
+    image_storage_nanos: int
+    windows_license_nanos: int
+    shared_with_caller: bool
+    #: The values of a list's keys, where it is on a page.
+    place: Sequence[Any] = ()
+
+
 class Instance(NamedTuple):
     """An instance as stored, with its image as it was at launch."""
 
@@ -315,6 +335,8 @@ class Facts(NamedTuple):
     account: Account | None = None
     image_id: str = ""
     image: Image | None = None
+    #: The image where it is only shown.
+    shown_image: ShownImage | None = None
     instance_id: str = ""
     instance: Instance | None = None
     #: The etag that the request gives; "" if none.

@@ -27,7 +27,7 @@ from cunho_storage.database import Conflict
 log = logging.getLogger(__name__)
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-_Behavior: TypeAlias = Callable[[Any, Any], Awaitable[Message]]
+_Behavior: TypeAlias = Callable[[Any, Call], Awaitable[Message | bytes]]
 _Parse: TypeAlias = Callable[[bytes], Any]
 
 #: Services whose calls are answered here; health and reflection answer by themselves, to everybody.
@@ -137,8 +137,11 @@ class Answering(grpc.aio.ServerInterceptor):
             this.request = request = _parsed(parse, data)
             for attempt in range(_ATTEMPTS):
                 try:
-                    this.answer = await behavior(request, this)
-                    return this.answer.SerializeToString()
+                    answer = await behavior(request, this)
+                    if isinstance(answer, bytes):
+                        return answer
+                    this.answer = answer
+                    return answer.SerializeToString()
                 except Conflict:  # others got in the way of its transaction, which is run again
                     await asyncio.sleep(random.uniform(0.5, 1) * 0.02 * attempt)
             raise Refusal(Reason.TRANSACTION_CONFLICT)
@@ -174,7 +177,7 @@ def _parsed(parse: _Parse, data: Any) -> Any:
 
 
 def _no_such_method(path: str) -> _Behavior:
-    async def behavior(request: object, context: object) -> Message:
+    async def behavior(request: object, call: object) -> Message:
         raise Refusal(Reason.METHOD_NOT_FOUND, method=path[:200])
 
     return behavior

@@ -11,7 +11,7 @@ from cunho.v1 import image_service_pb2_grpc
 from cunho_rules import actions, shapes
 from cunho_rules.model import Caller, Facts, Image, ImageState, Upload, etag
 from cunho_rules.refusals import Refusal
-from cunho_server import explaining, making, messages, status
+from cunho_server import explaining, making, messages, shown, status
 from cunho_server.servicer import Mutation, Servicer, all_of, one_region
 from cunho_server.shape import masked
 from cunho_storage import accounts, facts_of, images, instances, regions, shares
@@ -23,11 +23,9 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
 
     # --- choosing
 
-    async def GetImage(self, request: pb.GetImageRequest, context: Any) -> pb.Image:
-        caller = context.caller
+    async def GetImage(self, request: pb.GetImageRequest, context: Any) -> Any:
         async with self.reading() as connection:
-            image = await images.get(connection, request.image_id, caller.account_id)
-        return _shown(caller, request.image_id, image)
+            return await shown.image(connection, context.caller, request.image_id)
 
     async def BatchGetImages(self, request: pb.BatchGetImagesRequest, context: Any) -> pb.BatchGetImagesResponse:
         caller = context.caller
@@ -37,22 +35,16 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             results=[_result(caller, image_id, found.get(image_id)) for image_id in request.image_ids]
         )
 
-    async def ListImages(self, request: pb.ListImagesRequest, context: Any) -> pb.ListImagesResponse:
+    async def ListImages(self, request: pb.ListImagesRequest, context: Any) -> Any:
         caller = context.caller
         page = self.page(caller, request, filter=shapes.image_filter, order=shapes.image_order)
         region_id, type_id = one_region(request.region_id), request.usable_with_instance_type or None
         async with self.reading() as connection:
             usable_with = await regions.get_type(connection, type_id) if type_id else None
-            found = await images.page(
-                connection,
-                account_id=all_of(caller),
-                region_id=region_id,
-                expression=page.expression,
-                keys=page.keys,
-                place=page.place,
-                limit=page.size + 1,
-                usable_with=usable_with,
+            asked = images.Asked(
+                all_of(caller), region_id, page.expression, page.keys, page.place, page.size + 1, usable_with
             )
+            found = await shown.page(connection, caller, asked)
             # A page with images on it proves the region.
             doubtful = None if found else region_id
             facts = Facts(
@@ -64,8 +56,8 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
                 instance_type=usable_with,
             )
         actions.LIST_IMAGES.enforce(facts, partial=True)
-        shown, token = page.filled(self.service, caller, request, found, partial(messages.image, caller))
-        return pb.ListImagesResponse(images=shown, next_page_token=token)
+        entries, token = page.cut(self.service, caller, request, found)
+        return shown.list_response(entries, token)
 
     async def ResolveImage(self, request: pb.ResolveImageRequest, context: Any) -> pb.Image:
         architecture = messages.ARCHITECTURE.name(request.architecture)
@@ -274,8 +266,8 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             actions.LIST_IMAGE_SHARES.enforce(facts)
             after = page.place[0] if page.place else ""
             found = await shares.list_(connection, request.image_id, after=after, limit=page.size + 1)
-        shown, token = page.filled(self.service, caller, request, found, partial(_share, request.image_id))
-        return pb.ListImageSharesResponse(shares=shown, next_page_token=token)
+        answered, token = page.filled(self.service, caller, request, found, partial(_share, request.image_id))
+        return pb.ListImageSharesResponse(shares=answered, next_page_token=token)
 
     async def LeaveImageShare(self, request: pb.LeaveImageShareRequest, context: Any) -> pb.LeaveImageShareResponse:
         async with self.mutation(request, context) as mutation:

@@ -89,13 +89,33 @@ def image(caller: Caller, image: Image) -> pb.Image:
     """The image as the caller may see it. Source: SEL-2, SHR-7, SHR-12, PUB-6."""
     kind = image_rules.kind(caller, image)
     assert kind is not None, "only visible images are shown"
+    message = image_for_all(image)
+    if kind is Kind.CUSTOM:
+        message.MergeFrom(image_for_owner(image))
+        message.MergeFrom(image_sharing(image.share_count, image.share_limit))
+    if caller.role is Role.OPERATOR:
+        message.content.uri = image.content_uri
+    message.MergeFrom(
+        image_of_kind(
+            kind,
+            image.os_family,
+            image.jurisdiction,
+            image.currency,
+            image.image_storage_nanos,
+            image.windows_license_nanos,
+        )
+    )
+    return message
+
+
+def image_for_all(image: Image) -> pb.Image:
+    """What everybody who sees the image sees of it, in this version of it."""
     message = pb.Image(
         image_id=image.image_id,
         name=image.name,
         description=image.description,
         region_id=image.region_id,
         owner_account_id=image.owner_account_id or "",
-        kind=KIND.number(kind),
         origin=ORIGIN.number(image.origin),
         state=IMAGE_STATE.number(image.state),
         os=pb.OperatingSystem(
@@ -107,15 +127,16 @@ def image(caller: Caller, image: Image) -> pb.Image:
         min_memory_bytes=image.min_memory_bytes,
         family=image.family,
         labels=image.labels,
-        trust=TRUST.number(image_rules.trust(kind)),
         deprecation=pb.Deprecation(
             state=DEPRECATION_STATE.number(image.deprecation_state),
             replacement_image_id=image.replacement_image_id,
             message=image.deprecation_message,
         ),
-        content=pb.ImageContent(checksum=checksum(image.checksum_algorithm, image.checksum_value)),
+        content=pb.ImageContent(
+            uri=image.content_uri if image.owner_account_id is None else "",
+            checksum=checksum(image.checksum_algorithm, image.checksum_value),
+        ),
         software=[pb.Software(name=each["name"], version=each["version"]) for each in image.software],
-        pricing=_pricing(image),
         create_time=timestamp(image.create_time),
         update_time=timestamp(image.update_time),
         delete_time=timestamp(image.delete_time),
@@ -128,41 +149,59 @@ def image(caller: Caller, image: Image) -> pb.Image:
         message.support.contact_uri, message.support.note = image.support_contact_uri, image.support_note
     if image.failure_reason:
         message.failure.reason, message.failure.message = image.failure_reason, image.failure_message
-    # What an account captured may be from an image that was shared with it: its URI is that image's.
-    if kind is Kind.PUBLIC or caller.role is Role.OPERATOR or (kind is Kind.CUSTOM and image.origin == Origin.IMPORTED):
-        message.content.uri = image.content_uri
-    if kind is Kind.CUSTOM:
-        _add_what_the_owner_sees(message, image)
     return message
 
 
-def _add_what_the_owner_sees(message: pb.Image, image: Image) -> None:
-    message.source.image_id = image.source_image_id or ""
-    message.source.region_id = image.source_region_id
-    message.source.instance_id = image.source_instance_id
-    message.source.uri = image.source_uri
-    message.sharing.account_count = image.share_count
-    message.sharing.account_limit = image.share_limit
-    if image.quote:
-        message.quote.CopyFrom(quote(Quote(**image.quote)))
+def image_for_owner(image: Image) -> pb.Image:
+    """What the owner sees besides, in this version of the image."""
+    message = pb.Image(
+        source=pb.ImageSource(
+            image_id=image.source_image_id or "",
+            region_id=image.source_region_id,
+            instance_id=image.source_instance_id,
+            uri=image.source_uri,
+        ),
+        quote=quote(Quote(**image.quote)) if image.quote else None,
+    )
+    # What an account captured may be from an image that was shared with it: its URI is that image's.
+    if image.origin == Origin.IMPORTED:
+        message.content.uri = image.content_uri
+    return message
 
 
-def _pricing(image: Image) -> pb.ImagePricing:
-    public = image.owner_account_id is None
+def image_sharing(account_count: int, account_limit: int) -> pb.Image:
+    """What the owner sees of the image's shares, which are no part of its version."""
+    return pb.Image(sharing=pb.Sharing(account_count=account_count, account_limit=account_limit))
+
+
+def image_of_kind(
+    kind: Kind,
+    os_family: str,
+    jurisdiction: str,
+    currency: str,
+    image_storage_nanos: int,
+    windows_license_nanos: int,
+) -> pb.Image:
+    """What depends on what the image is to the caller, and on the prices of its region."""
+    public = kind is Kind.PUBLIC
     fee = license_nanos_per_hour(
         public=public,
-        os_family=image.os_family,
-        jurisdiction=image.jurisdiction,
-        windows_license_nanos=image.windows_license_nanos,
+        os_family=os_family,
+        jurisdiction=jurisdiction,
+        windows_license_nanos=windows_license_nanos,
     )
     if fee:
-        return pb.ImagePricing(
-            license_fee_per_hour=money(image.currency, fee), note="Licence fee per running hour of each instance."
+        pricing = pb.ImagePricing(
+            license_fee_per_hour=money(currency, fee), note="Licence fee per running hour of each instance."
         )
-    if public:
-        return pb.ImagePricing(free=True, note="Free of charge.")
-    storage = money(image.currency, image.image_storage_nanos)
-    return pb.ImagePricing(free=True, storage_per_gib_month=storage, note="Free to run; its owner pays for storage.")
+    elif public:
+        pricing = pb.ImagePricing(free=True, note="Free of charge.")
+    else:
+        storage = money(currency, image_storage_nanos)
+        pricing = pb.ImagePricing(
+            free=True, storage_per_gib_month=storage, note="Free to run; its owner pays for storage."
+        )
+    return pb.Image(kind=KIND.number(kind), trust=TRUST.number(image_rules.trust(kind)), pricing=pricing)
 
 
 def checksum(algorithm: str, value: str) -> pb.Checksum | None:

@@ -1,7 +1,7 @@
 """What the servicers share: who calls, the transaction of a mutation with its request id, and pages. No rule here."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +25,7 @@ from cunho_server.call import Call
 from cunho_server.identity import Identity
 from cunho_server.page_tokens import PageTokens
 from cunho_server.settings import Settings
+from cunho_server.shown import Entry
 from cunho_server.work import Work
 from cunho_storage import operations, requests
 from cunho_storage.database import Connection, Database
@@ -134,22 +135,38 @@ class Page:
             rows: those of the page, and one more if there is one.
             make: the message of a row.
         """
-        shown: list[Answer] = []
-        size_bytes = 0
-        for row in rows[: self.size]:
-            message = make(row)
-            size_bytes += message.ByteSize()
-            if shown and size_bytes > _PAGE_SIZE_BYTES:
-                break
-            shown.append(message)
-        if len(shown) == len(rows):
-            return shown, ""
-        last = rows[len(shown) - 1]
-        return shown, service.page_tokens.make(caller, request, [getattr(last, key.field) for key in self.keys])
+        made = [make(row) for row in rows[: self.size]]
+        number = _fitting(message.ByteSize() for message in made)
+        last = rows[number - 1] if number < len(rows) else None
+        place = [getattr(last, key.field) for key in self.keys] if last else None
+        return made[:number], self._token(service, caller, request, place)
+
+    def cut(self, service: Service, caller: Caller, request: Any, entries: Sequence[Entry]) -> tuple[list[bytes], str]:
+        """As `filled`, of images that are serialized already."""
+        number = _fitting(len(entry.message) for entry in entries[: self.size])
+        place = entries[number - 1].place if number < len(entries) else None
+        return [entry.message for entry in entries[:number]], self._token(service, caller, request, place)
+
+    def _token(self, service: Service, caller: Caller, request: Any, place: Sequence[Any] | None) -> str:
+        return service.page_tokens.make(caller, request, place) if place is not None else ""
+
+
+def _fitting(sizes_bytes: Iterable[int]) -> int:
+    """How many messages of these sizes go on a page: at least one, if there is one."""
+    total_bytes = number = 0
+    for size_bytes in sizes_bytes:
+        total_bytes += size_bytes
+        if number and total_bytes > _PAGE_SIZE_BYTES:
+            break
+        number += 1
+    return number
 
 
 class Servicer:
-    """The base of every servicer. What gRPC calls the context of a call is the `Call` here."""
+    """The base of every servicer.
+
+    What gRPC calls the context of a call is the `Call` here. A method answers with a message or with the bytes of one.
+    """
 
     def __init__(self, service: Service) -> None:
         self.service = service

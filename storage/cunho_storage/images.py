@@ -3,19 +3,19 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from peewee import SQL, Case, ColumnBase, Select, fn
+from peewee import SQL, Case, ColumnBase, Field, Select, fn
 
 from cunho_rules import filters
 from cunho_rules.images import runnable
-from cunho_rules.model import BEING_MADE, Image, ImageState, InstanceType, Kind
+from cunho_rules.model import BEING_MADE, Image, ImageState, InstanceType, Kind, ShownImage
 from cunho_rules.orders import Key
 from cunho_storage import pages
 from cunho_storage.conditions import Compare, label_of, some_element
 from cunho_storage.database import Conflict, Connection
 from cunho_storage.statements import Statement, any_of, arg, literal, locking
-from cunho_storage.tables import ImageRow, ImageShareRow, RegionRow
+from cunho_storage.tables import IMAGE_COLUMNS, ImageRow, ImageShareRow, RegionRow
 
 #: What an image's region adds to it.
 _OF_REGION = (
@@ -33,9 +33,21 @@ _SHARED_WITH = fn.EXISTS(
 )
 
 
-def _select(shared_with_caller: ColumnBase) -> Select:
+#: What is read of an image of which only the message is shown.
+_SHOWN: tuple[Field, ...] = (
+    ImageRow.image_id,
+    ImageRow.version,
+    ImageRow.message,
+    ImageRow.owner_account_id,
+    ImageRow.os_family,
+    ImageRow.share_count,
+    ImageRow.share_limit,
+)
+
+
+def _select(shared_with_caller: ColumnBase, columns: Sequence[Field] = IMAGE_COLUMNS) -> Select:
     return (
-        ImageRow.select(*ImageRow._meta.sorted_fields, *_OF_REGION, shared_with_caller.alias("shared_with_caller"))
+        ImageRow.select(*columns, *_OF_REGION, shared_with_caller.alias("shared_with_caller"))
         .join(RegionRow, on=RegionRow.region_id == ImageRow.region_id)
         .where(_LIVE)
     )
@@ -46,6 +58,7 @@ def _select(shared_with_caller: ColumnBase) -> Select:
 #: One image, as an account is concerned.
 ONE = _select(_SHARED_WITH).where(ImageRow.image_id == arg("image_id"))
 _GET = Statement(ONE)
+_GET_SHOWN = Statement(_select(_SHARED_WITH, _SHOWN).where(ImageRow.image_id == arg("image_id")))
 _GET_SOME = Statement(_select(_SHARED_WITH).where(ImageRow.image_id == any_of("image_ids")))
 _RESOLVE = Statement(
     _select(SQL("false"))
@@ -71,6 +84,12 @@ async def get(connection: Connection, image_id: str, account_id: str) -> Image |
     """The image, as the account is concerned, or None if it never was or is deleted. Whether to show it, rules say."""
     row = await connection.row(_GET, image_id=image_id, account_id=account_id)
     return Image._make(row) if row else None
+
+
+async def get_shown(connection: Connection, image_id: str, account_id: str) -> ShownImage | None:
+    """As `get`, if the image is only to be shown."""
+    row = await connection.row(_GET_SHOWN, image_id=image_id, account_id=account_id)
+    return ShownImage._make((*row, ())) if row else None
 
 
 async def get_some(connection: Connection, image_ids: Sequence[str], account_id: str) -> dict[str, Image]:
@@ -120,7 +139,7 @@ async def copies(connection: Connection, image_id: str) -> int:
 
 # --- writes
 
-_NEW = tuple(field for field in ImageRow._meta.sorted_fields if field.name not in ("create_time", "update_time"))
+_NEW = tuple(field for field in IMAGE_COLUMNS if field.name not in ("create_time", "update_time"))
 _ADD = Statement(
     ImageRow.insert(
         {field: arg(field.name) for field in _NEW}
@@ -190,6 +209,42 @@ _FAIL = Statement(
 _ABANDON = Statement(
     ImageRow.update({ImageRow.state: "DELETED", ImageRow.delete_time: SQL("now()"), **_CHANGED}).where(_BEING_MADE)
 )
+
+
+#: Whoever holds a row is not waited for: its message is kept another time.
+_FREE = ImageRow.alias()
+_KEPT = Select(
+    [],
+    [
+        fn.UNNEST(arg("image_ids", "text[]")).alias("image_id"),
+        fn.UNNEST(arg("versions", "bigint[]")).alias("version"),
+        fn.UNNEST(arg("messages", "bytea[]")).alias("message"),
+    ],
+).alias("kept")
+_KEEP = Statement(
+    ImageRow.update({ImageRow.message: _KEPT.c.message})
+    .from_(_KEPT)
+    .where((ImageRow.image_id == _KEPT.c.image_id) & (ImageRow.version == _KEPT.c.version))
+    .where(
+        ImageRow.image_id.in_(
+            locking(
+                _FREE.select(_FREE.image_id).where(_FREE.image_id == any_of("image_ids")),
+                "NO KEY UPDATE",
+                skip_locked=True,
+            )
+        )
+    )
+)
+
+
+async def keep(connection: Connection, messages: Mapping[tuple[str, int], bytes]) -> None:
+    """Keeps the messages of images, by id and version, beside those rows that are still of the version."""
+    await connection.run(
+        _KEEP,
+        image_ids=[image_id for image_id, _ in messages],
+        versions=[version for _, version in messages],
+        messages=[*messages.values()],
+    )
 
 
 async def add(connection: Connection, values: Mapping[str, Any]) -> None:
@@ -270,31 +325,49 @@ _USABLE = (
 )
 
 
-async def page(
-    connection: Connection,
-    *,
-    account_id: str | None,
-    region_id: str | None,
-    expression: filters.Expression | None,
-    keys: Sequence[Key],
-    place: Sequence[Any] | None,
-    limit: int,
-    usable_with: InstanceType | None,
-) -> list[Image]:
-    """The first `limit` images, in the order of `keys`, that the account sees and that match.
+class Asked(NamedTuple):
+    """What a page is of: the first `limit` images, in the order of `keys`, that an account sees and that match."""
 
-    One statement, so that all rows are of one moment.
+    #: None for the operator, who sees all.
+    account_id: str | None
+    #: None for all regions.
+    region_id: str | None
+    expression: filters.Expression | None
+    keys: Sequence[Key]
+    #: The values of `keys` that the page comes after.
+    place: Sequence[Any] | None
+    limit: int
+    #: Only images that can be launched as this type.
+    usable_with: InstanceType | None
 
-    Args:
-        account_id: None for the operator, who sees all.
-        region_id: None for all regions.
-        place: the values of `keys` that the page comes after.
-        usable_with: only images that can be launched as this type.
-    """
+
+async def page(connection: Connection, asked: Asked) -> list[Image]:
+    """The images of the page. One statement, so that all rows are of one moment."""
+    return [Image._make(row) for row in await _rows(connection, asked, shown=False)]
+
+
+async def shown_page(connection: Connection, asked: Asked) -> list[ShownImage]:
+    """As `page`, if the images are only to be shown."""
+    end = len(ShownImage._fields) - 1
+    return [ShownImage._make((*row[:end], row[end:])) for row in await _rows(connection, asked, shown=True)]
+
+
+async def _rows(connection: Connection, asked: Asked, *, shown: bool) -> Sequence[Any]:
+    place, usable_with = asked.place, asked.usable_with
     statement = _page(
-        account_id is None, region_id is not None, expression, tuple(keys), place is not None, usable_with is not None
+        asked.account_id is None,
+        asked.region_id is not None,
+        asked.expression,
+        tuple(asked.keys),
+        place is not None,
+        usable_with is not None,
+        shown,
     )
-    arguments: dict[str, Any] = {"account_id": account_id, "region_id": region_id, "limit": limit}
+    arguments: dict[str, Any] = {
+        "account_id": asked.account_id,
+        "region_id": asked.region_id,
+        "limit": asked.limit,
+    }
     if place is not None:
         arguments |= {f"place_{index}": value for index, value in enumerate(place)}
     if usable_with is not None:
@@ -303,7 +376,7 @@ async def page(
             "memory_bytes": usable_with.memory_bytes,
             "disk_bytes": usable_with.disk_bytes,
         }
-    return [Image._make(row) for row in await connection.rows(statement, **arguments)]
+    return await connection.rows(statement, **arguments)
 
 
 @lru_cache(maxsize=1024)
@@ -314,13 +387,16 @@ def _page(
     keys: tuple[Key, ...],
     continued: bool,
     usable: bool,
+    shown: bool,
 ) -> Statement:
     """The statement of a page. Each kind is a branch of its own, served by indexes of its own."""
+    key_columns = [getattr(ImageRow, key.field) for key in keys]
+    read = [*dict.fromkeys((*_SHOWN, *key_columns))] if shown else IMAGE_COLUMNS
 
     def branch(kind: Kind, trust: str, of_kind: Any) -> Any:
         columns = {**_FILTERED, "kind": SQL(f"'{kind}'::text"), "trust": SQL(f"'{trust}'::text")}
         shared_with_caller = SQL("true" if kind is Kind.SHARED else "false").alias("shared_with_caller")
-        query = ImageRow.select(*ImageRow._meta.sorted_fields, shared_with_caller).where(_LIVE & of_kind)
+        query = ImageRow.select(*read, shared_with_caller).where(_LIVE & of_kind)
         if kind is Kind.SHARED:
             query = query.join(ImageShareRow, on=ImageShareRow.image_id == ImageRow.image_id)
         if usable:
@@ -338,7 +414,7 @@ def _page(
         branches.append(branch(Kind.CUSTOM, "OWN", here & (ImageRow.owner_account_id == arg("account_id"))))
         branches.append(branch(Kind.SHARED, "UNVERIFIED", received))
     rows = pages.union(branches).alias("found")
-    columns = [rows.c[field.name] for field in ImageRow._meta.sorted_fields]
-    return Statement(
-        pages.of_regions(rows, [*columns, *_OF_REGION, rows.c.shared_with_caller], keys, one_region=one_region)
-    )
+    columns = [rows.c[field.name] for field in (_SHOWN if shown else IMAGE_COLUMNS)]
+    columns += [*_OF_REGION, rows.c.shared_with_caller]
+    columns += [rows.c[key.field] for key in keys] if shown else []
+    return Statement(pages.of_regions(rows, columns, keys, one_region=one_region))

@@ -191,6 +191,8 @@ class ImageRow(Model):
     create_time = TimeField()
     update_time = TimeField()
     delete_time = TimeField(null=True)
+    #: Its message, of a version that the bytes name; NULL until somebody reads it. No part of the value.
+    message = BlobField(null=True)
 
     class Meta:
         table_name = "image"
@@ -259,6 +261,9 @@ class ImageRow(Model):
             # What is looked up when an account leaves a region: deleted images name it too.
             _index("image_of_account", "image (owner_account_id, region_id)"),
         )
+
+
+IMAGE_COLUMNS: tuple[Field, ...] = tuple(field for field in ImageRow._meta.sorted_fields if field.name != "message")
 
 
 class ImageShareRow(Model):

@@ -331,6 +331,8 @@ async def put_region(c: Connection) -> None:
 
 PRICED = [
     Priced("images.get", lambda c: images.get(c, IMAGE, ORDINARY)),
+    Priced("images.get_shown", lambda c: images.get_shown(c, IMAGE, ORDINARY)),
+    Priced("images.keep", lambda c: images.keep(c, {(IMAGE, 1): b"kept", (PUBLIC, 1): b"kept"})),
     Priced("images.get_some", lambda c: images.get_some(c, [f"img-{n:08}" for n in range(50)], ORDINARY)),
     Priced("images.resolve", lambda c: images.resolve(c, GUANGZHOU, "family-15", "")),
     Priced("images.resolve of an architecture", lambda c: images.resolve(c, GUANGZHOU, "family-15", "X86_64")),
@@ -470,7 +472,9 @@ class Listed(NamedTuple):
         if self.noun == "instances":
             return await instances.page(connection, **asked)
         usable_with = InstanceType("S5.MEDIUM4", "X86_64", 2, 4 << 30, 50 << 30) if self.usable else None
-        return await images.page(connection, **asked, usable_with=usable_with)
+        wanted = images.Asked(**asked, usable_with=usable_with)
+        await images.shown_page(connection, wanted)
+        return await images.page(connection, wanted)
 
 
 FIELDS: dict[str, Any] = {"images": IMAGE_FIELDS, "instances": INSTANCE_FIELDS, "operations": OPERATION_FIELDS}
@@ -674,6 +678,8 @@ def executed(things: Things, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("counted", READS, ids=lambda counted: counted.rpc)
 def test_a_read_takes_so_many_statements(things: Things, executed: list[str], counted: Counted) -> None:
+    counted.call(things)  # the first read of an image keeps its message
+    executed.clear()
     counted.call(things)
     assert len(executed) == counted.statements, executed
 
