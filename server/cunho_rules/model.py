@@ -286,8 +286,13 @@ class Recipient(NamedTuple):
     account_id: str
     known: bool
     in_region: bool
-    #: True if the image is shared with it already.
-    shared: bool
+    #: Since when the image is shared with it; None if it is not.
+    share_time: datetime | None
+
+    @property
+    def shared(self) -> bool:
+        """Whether the image is shared with it already."""
+        return self.share_time is not None
 
 
 class Place(NamedTuple):

@@ -16,6 +16,7 @@ from cunho_server.servicer import Mutation, Servicer, all_of, one_region
 from cunho_server.shape import masked
 from cunho_storage import accounts, facts_of, images, instances, regions, shares
 from cunho_storage.database import Conflict, Connection
+from cunho_storage.shares import Share
 
 
 class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
@@ -77,9 +78,9 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
     # --- making
 
     async def CreateImage(self, request: pb.CreateImageRequest, context: Any) -> Operation:
-        async with self.mutation(request, context) as mutation:
+        counted = {"owner_account_id": context.caller.account_id, "region_id": request.region_id}
+        async with self.mutation(request, context, accounts.CHANGING_PLACE, **counted) as mutation:
             connection, caller = mutation.connection, mutation.caller
-            await accounts.lock_place(connection, caller.account_id, request.region_id)
             await instances.lock(connection, request.instance_id)
             account, region, place, instance = await facts_of.creation(
                 connection,
@@ -99,7 +100,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
                 instance=instance,
             )
             actions.CREATE_IMAGE.enforce(facts)
-            return await mutation.answer(await making.create(mutation, request, facts))
+            return await making.create(mutation, request, facts)
 
     async def ImportImage(self, request: pb.ImportImageRequest, context: Any) -> Operation:
         async with self.mutation(request, context) as mutation:
@@ -120,7 +121,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
                 ),
             )
             actions.IMPORT_IMAGE.enforce(facts)
-            return await mutation.answer(await making.import_(mutation, request, facts))
+            return await making.import_(mutation, request, facts)
 
     async def CopyImage(self, request: pb.CopyImageRequest, context: Any) -> Operation:
         async with self.mutation(request, context) as mutation:
@@ -146,7 +147,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
                 )
                 for region_id in wanted
             ]
-            return await mutation.answer(await making.copy(mutation, request, destinations))
+            return await making.copy(mutation, request, destinations)
 
     async def PublishImage(self, request: pb.PublishImageRequest, context: Any) -> pb.Image:
         async with self.mutation(request, context) as mutation:
@@ -166,10 +167,10 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
     # --- changing
 
     async def UpdateImage(self, request: pb.UpdateImageRequest, context: Any) -> pb.Image:
-        async with self.mutation(request, context) as mutation:
+        wanted = request.image
+        async with self.mutation(request, context, images.CHANGING, image_id=wanted.image_id) as mutation:
             connection, caller = mutation.connection, mutation.caller
-            wanted = request.image
-            image = await images.locked(connection, wanted.image_id, caller.account_id)
+            image = await images.get(connection, wanted.image_id, caller.account_id)
             named = masked(request.update_mask.paths, _UPDATABLE)
             name = wanted.name if "name" in named else ""
             facts = Facts(
@@ -187,14 +188,14 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             return await mutation.answer(await _read_back(mutation, wanted.image_id))
 
     async def DeprecateImage(self, request: pb.DeprecateImageRequest, context: Any) -> pb.Image:
-        async with self.mutation(request, context) as mutation:
+        async with self.mutation(request, context, images.CHANGING, image_id=request.image_id) as mutation:
             connection, caller = mutation.connection, mutation.caller
             wanted = request.deprecation
             facts = Facts(
                 action="DeprecateImage",
                 caller=caller,
                 image_id=request.image_id,
-                image=await images.locked(connection, request.image_id, caller.account_id),
+                image=await images.get(connection, request.image_id, caller.account_id),
                 etag=request.etag,
                 replacement_image_id=wanted.replacement_image_id,
                 replacement=await images.get(connection, wanted.replacement_image_id, caller.account_id),
@@ -226,17 +227,17 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
     # --- sharing
 
     async def ShareImage(self, request: pb.ShareImageRequest, context: Any) -> pb.ShareImageResponse:
-        async with self.mutation(request, context) as mutation:
+        async with self.mutation(request, context, images.CHANGING, image_id=request.image_id) as mutation:
             facts = await _share_facts(mutation, "ShareImage", request)
             actions.SHARE_IMAGE.enforce(facts)
-            await _add_shares(mutation.connection, facts)
-            image, found = await _shared(mutation, request)
+            added = await _add_shares(mutation.connection, facts)
+            image, found = _shared(mutation, facts, _there(facts.image).share_count + added)
             return await mutation.answer(pb.ShareImageResponse(shares=found, image=image))
 
     async def UnshareImage(self, request: pb.UnshareImageRequest, context: Any) -> pb.UnshareImageResponse:
-        async with self.mutation(request, context) as mutation:
+        async with self.mutation(request, context, images.CHANGING, image_id=request.image_id) as mutation:
             connection, caller = mutation.connection, mutation.caller
-            image = await images.locked(connection, request.image_id, caller.account_id)
+            image = await images.get(connection, request.image_id, caller.account_id)
             facts = Facts(
                 action="UnshareImage", caller=caller, image_id=request.image_id, image=image, etag=request.etag
             )
@@ -248,13 +249,13 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             return await mutation.answer(answer)
 
     async def SetImageShares(self, request: pb.SetImageSharesRequest, context: Any) -> pb.SetImageSharesResponse:
-        async with self.mutation(request, context) as mutation:
+        async with self.mutation(request, context, images.CHANGING, image_id=request.image_id) as mutation:
             facts = await _share_facts(mutation, "SetImageShares", request)
             actions.SET_IMAGE_SHARES.enforce(facts)
             others = {*await shares.account_ids(mutation.connection, request.image_id)} - {*request.account_ids}
             await shares.remove(mutation.connection, request.image_id, sorted(others))
             await _add_shares(mutation.connection, facts)
-            image, found = await _shared(mutation, request)
+            image, found = _shared(mutation, facts, len(request.account_ids))
             return await mutation.answer(pb.SetImageSharesResponse(shares=found, image=image))
 
     async def ListImageShares(self, request: pb.ListImageSharesRequest, context: Any) -> pb.ListImageSharesResponse:
@@ -270,9 +271,9 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
         return pb.ListImageSharesResponse(shares=answered, next_page_token=token)
 
     async def LeaveImageShare(self, request: pb.LeaveImageShareRequest, context: Any) -> pb.LeaveImageShareResponse:
-        async with self.mutation(request, context) as mutation:
+        async with self.mutation(request, context, images.CHANGING, image_id=request.image_id) as mutation:
             connection, caller = mutation.connection, mutation.caller
-            image = await images.locked(connection, request.image_id, caller.account_id)
+            image = await images.get(connection, request.image_id, caller.account_id)
             facts = Facts(action="LeaveImageShare", caller=caller, image_id=request.image_id, image=image)
             actions.LEAVE_IMAGE_SHARE.enforce(facts)
             await shares.remove(connection, request.image_id, [caller.account_id])
@@ -349,9 +350,8 @@ async def _delete(connection: Connection, image: Image, account_ids: Sequence[st
 async def _share_facts(
     mutation: Mutation, action: str, request: pb.ShareImageRequest | pb.SetImageSharesRequest
 ) -> Facts:
-    """What the rules want to know before an image is shared; the image is locked."""
+    """What the rules want to know before an image is shared, which the mutation has locked."""
     connection, caller = mutation.connection, mutation.caller
-    await images.lock(connection, request.image_id)
     image, account, recipients = await facts_of.share(
         connection, request.image_id, caller.account_id, request.account_ids
     )
@@ -366,22 +366,25 @@ async def _share_facts(
     )
 
 
-async def _add_shares(connection: Connection, facts: Facts) -> None:
+async def _add_shares(connection: Connection, facts: Facts) -> int:
+    """Shares the image with those of the recipients who do not have it; how many."""
     added = [recipient.account_id for recipient in facts.recipients or () if not recipient.shared]
     if not await shares.add(connection, facts.image_id, sorted(added)):
         raise Conflict("shares")
+    return len(added)
 
 
-async def _shared(
-    mutation: Mutation, request: pb.ShareImageRequest | pb.SetImageSharesRequest
-) -> tuple[pb.Image, list[pb.ImageShare]]:
-    """The image after the change, as the caller sees it, and its shares with the accounts that the request names."""
-    caller, image_id = mutation.caller, request.image_id
-    image, found = await facts_of.shared(mutation.connection, image_id, caller.account_id, request.account_ids)
-    return messages.image(caller, _there(image)), [_share(image_id, share) for share in found]
+def _shared(mutation: Mutation, facts: Facts, share_count: int) -> tuple[pb.Image, list[pb.ImageShare]]:
+    """The image after the change, as the caller sees it, and its shares with the recipients, by account."""
+    image = _there(facts.image)._replace(share_count=share_count)
+    found = [
+        _share(image.image_id, Share(recipient.account_id, recipient.share_time or mutation.time))
+        for recipient in sorted(facts.recipients or ())
+    ]
+    return messages.image(mutation.caller, image), found
 
 
-def _share(image_id: str, share: shares.Share) -> pb.ImageShare:
+def _share(image_id: str, share: Share) -> pb.ImageShare:
     return pb.ImageShare(
         image_id=image_id, account_id=share.account_id, create_time=messages.timestamp(share.create_time)
     )

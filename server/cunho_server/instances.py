@@ -22,10 +22,9 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
     """Instances: launching them from images, and their life."""
 
     async def CreateInstance(self, request: pb.CreateInstanceRequest, context: Any) -> Operation:
-        async with self.mutation(request, context) as mutation:
+        # The lock comes first: what is read after it stays so until the instances are there (INS-3).
+        async with self.mutation(request, context, images.RELYING, image_id=request.image_id) as mutation:
             connection, caller = mutation.connection, mutation.caller
-            # The lock comes first: what is read after it stays so until the instances are there (INS-3).
-            await images.lock(connection, request.image_id, shared=True)
             image, account, region, instance_type = await facts_of.launch(
                 connection,
                 image_id=request.image_id,
@@ -47,7 +46,7 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
                 instance_type=instance_type,
             )
             actions.CREATE_INSTANCE.enforce(facts)
-            return await mutation.answer(await _launch(mutation, request, facts))
+            return await _launch(mutation, request, facts)
 
     async def GetInstance(self, request: pb.GetInstanceRequest, context: Any) -> pb.Instance:
         caller = context.caller
@@ -79,9 +78,9 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
         return pb.ListInstancesResponse(instances=shown, next_page_token=token)
 
     async def UpdateInstance(self, request: pb.UpdateInstanceRequest, context: Any) -> pb.Instance:
-        async with self.mutation(request, context) as mutation:
-            wanted = request.instance
-            instance = await instances.locked(mutation.connection, wanted.instance_id)
+        wanted = request.instance
+        async with self.mutation(request, context, instances.CHANGING, instance_id=wanted.instance_id) as mutation:
+            instance = await instances.get(mutation.connection, wanted.instance_id)
             facts = Facts(
                 action="UpdateInstance",
                 caller=mutation.caller,
@@ -130,7 +129,7 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
                 instance_type=await regions.get_type(connection, instance.instance_type) if instance else None,
             )
             actions.REINSTALL_INSTANCE.enforce(facts, partial=True)
-            return await mutation.answer(await _reinstall(mutation, facts))
+            return await _reinstall(mutation, facts)
 
     async def ListInstanceTypes(
         self, request: pb.ListInstanceTypesRequest, context: Any
@@ -161,8 +160,8 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
         self, request: Any, context: Any, action: Action, through: InstanceState, to_state: InstanceState
     ) -> Operation:
         """The operation that moves an instance through one state to another."""
-        async with self.mutation(request, context) as mutation:
-            instance = await instances.locked(mutation.connection, request.instance_id)
+        async with self.mutation(request, context, instances.CHANGING, instance_id=request.instance_id) as mutation:
+            instance = await instances.get(mutation.connection, request.instance_id)
             facts = Facts(
                 action=action.name,
                 caller=mutation.caller,
@@ -172,7 +171,7 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
             )
             action.enforce(facts)
             word = {"DeleteInstance": "destroy"}.get(action.name, action.name.removesuffix("Instance").lower())
-            return await mutation.answer(await _move(mutation, facts, word, through, {"to_state": to_state}))
+            return await _move(mutation, facts, word, through, {"to_state": to_state})
 
 
 def _there(instance: Instance | None) -> Instance:

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from cunho_rules import filters, orders
 from cunho_rules.limits import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
-from cunho_rules.model import Caller, Role
+from cunho_rules.model import Caller, Operation, OperationState, Role
 from cunho_rules.pricing import Quote
 from cunho_rules.refusals import Reason, Refusal, Violation, malformed
 from cunho_rules.shapes import Language
@@ -35,6 +35,8 @@ Row = TypeVar("Row")
 
 #: A page ends early rather than be larger than this: clients accept 4 MiB unless told otherwise.
 _PAGE_SIZE_BYTES = 3 << 20
+
+_WITHOUT_LOCK = requests.Beginning()
 
 #: Metadata key that names a request id where the request itself does not.
 IDEMPOTENCY_KEY = "idempotency-key"
@@ -63,6 +65,8 @@ class Mutation:
     #: True with validate_only: the transaction is rolled back.
     rehearsal: bool
     request_id: str
+    #: When its transaction began.
+    time: datetime
     new_ids: set[str] = field(default_factory=set)
 
     def new_id(self, prefix: str) -> str:
@@ -83,32 +87,45 @@ class Mutation:
         warnings: Sequence[Warning] = (),
         quotes: Sequence[Quote] = (),
     ) -> operations_pb2.Operation:
-        """The new operation, which a worker takes up once the transaction is committed.
+        """The new operation, which a worker takes up once the transaction is committed: the answer of the mutation.
 
         Args:
             target_ids: the images or instances that it makes or changes.
             steps: as `work.step` makes them.
             input: what the work needs to know beyond its targets.
         """
-        values = {
-            "operation_id": operation_id,
-            "account_id": self.caller.account_id,
-            "created_by": self.caller.actor,
-            "method": method,
-            "request_id": self.request_id,
-            "region_id": region_id,
-            "target_ids": target_ids,
-            "input": input or {},
-            "steps": steps,
-            "warnings": [warning._asdict() for warning in warnings],
-            "quotes": [quote._asdict() for quote in quotes],
-        }
-        operation = await operations.add(self.connection, values)
-        if self.rehearsal:
-            shown = [{**each, "target_id": ""} if each["target_id"] in self.new_ids else each for each in steps]
-            kept = [target_id for target_id in target_ids if target_id not in self.new_ids]
-            return messages.operation(operation._replace(operation_id="", target_ids=kept, steps=shown))
-        return messages.operation(operation)
+        operation = Operation(
+            operation_id=operation_id,
+            account_id=self.caller.account_id,
+            created_by=self.caller.actor,
+            method=method,
+            request_id=self.request_id,
+            region_id=region_id,
+            target_ids=target_ids,
+            input=input or {},
+            steps=steps,
+            warnings=[warning._asdict() for warning in warnings],
+            quotes=[quote._asdict() for quote in quotes],
+            state=OperationState.PENDING,
+            response=None,
+            error=None,
+            cancel_requested=False,
+            epoch=0,
+            attempts=0,
+            lease_until=None,
+            create_time=self.time,
+            start_time=None,
+            end_time=None,
+        )
+        message = messages.operation(self._as_rehearsed(operation) if self.rehearsal else operation)
+        await operations.add(self.connection, operation, self.key, message.SerializeToString())
+        return message
+
+    def _as_rehearsed(self, operation: Operation) -> Operation:
+        """The operation without the ids that it would make."""
+        steps = [{**each, "target_id": ""} if each["target_id"] in self.new_ids else each for each in operation.steps]
+        kept = [target_id for target_id in operation.target_ids if target_id not in self.new_ids]
+        return operation._replace(operation_id="", target_ids=kept, steps=steps)
 
     async def answer(self, message: Answer) -> Answer:
         """The message, kept for whoever repeats the request."""
@@ -172,12 +189,17 @@ class Servicer:
         self.service = service
 
     @asynccontextmanager
-    async def mutation(self, request: Any, call: Call) -> AsyncIterator[Mutation]:
+    async def mutation(
+        self, request: Any, call: Call, beginning: requests.Beginning = _WITHOUT_LOCK, **arguments: Any
+    ) -> AsyncIterator[Mutation]:
         """The transaction of a mutation.
 
         Committed on return, rolled back on any exception and with validate_only. A request id is claimed first: if the
         request was answered before, that answer is sent instead. Source: ALL-2, ALL-3.
 
+        Args:
+            beginning: what is locked next.
+            arguments: those of the lock.
         Refuses: REQUEST_ID_REUSED.
         """
         caller = call.caller
@@ -189,9 +211,8 @@ class Servicer:
         method = request.DESCRIPTOR.name.removesuffix("Request")
         key = requests.Key(scope, method, request_id.lower()) if request_id else None
         async with self.service.database.transaction(rehearsal=rehearsal) as connection:
-            if key is not None:
-                await _claim(connection, key, request)
-            mutation = Mutation(caller, connection, key, rehearsal, request_id)
+            time = await _begun(connection, beginning, key, request, arguments)
+            mutation = Mutation(caller, connection, key, rehearsal, request_id, time)
             yield mutation
         if mutation.new_ids and not rehearsal:
             self.service.work.wake()
@@ -238,19 +259,31 @@ def all_of(caller: Caller) -> str | None:
     return None if caller.role is Role.OPERATOR else caller.account_id
 
 
-async def _claim(connection: Connection, key: requests.Key, request: Any) -> None:
+async def _begun(
+    connection: Connection,
+    beginning: requests.Beginning,
+    key: requests.Key | None,
+    request: Any,
+    arguments: Mapping[str, Any],
+) -> datetime:
+    """The time of a mutation that has begun. Raises Replayed. Refuses: REQUEST_ID_REUSED."""
+    fingerprint = _fingerprint(request) if key else b""
+    time, answered = await requests.begin(connection, beginning, key, fingerprint, **arguments)
+    if key is None or answered is None:
+        return time
+    if answered.fingerprint != fingerprint:
+        raise Refusal(Reason.REQUEST_ID_REUSED, request_id=key.request_id, method=key.method)
+    raise Replayed(answered.answer)
+
+
+def _fingerprint(request: Any) -> bytes:
+    """What the arguments of a request are, in short."""
     bare = type(request)()
     bare.CopyFrom(request)
     for name in ("request_id", "validate_only"):
         if hasattr(bare, name):
             bare.ClearField(name)
-    fingerprint = hashlib.sha256(bare.SerializeToString(deterministic=True)).digest()
-    answered = await requests.claim(connection, key, fingerprint)
-    if answered is None:
-        return
-    if answered.fingerprint != fingerprint:
-        raise Refusal(Reason.REQUEST_ID_REUSED, request_id=key.request_id, method=key.method)
-    raise Replayed(answered.answer)
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).digest()
 
 
 def _idempotency_key(call: Call) -> str:

@@ -8,6 +8,7 @@ from peewee import SQL, Function, fn
 from cunho_rules.limits import CUSTOM_IMAGES_PER_REGION
 from cunho_rules.model import BEING_MADE, Account, Place
 from cunho_storage.database import Connection
+from cunho_storage.requests import Beginning
 from cunho_storage.statements import Statement, any_of, arg, delete_from, first_row, literal, locking, together
 from cunho_storage.tables import AccountRegionRow, AccountRow, ImageRow, ImageShareRow, InstanceRow
 
@@ -101,6 +102,15 @@ COUNTER = AccountRegionRow.select(AccountRegionRow.images_used, AccountRegionRow
     (AccountRegionRow.account_id == arg("account_id")) & (AccountRegionRow.region_id == arg("region_id"))
 )
 _LOCK_PLACE = Statement(locking(COUNTER, "NO KEY UPDATE"))
+#: Begins mutations of what an account has in a region, as `lock_place` does.
+CHANGING_PLACE = Beginning(
+    locking(
+        AccountRegionRow.select(AccountRegionRow.region_id).where(
+            (AccountRegionRow.account_id == arg("owner_account_id")) & (AccountRegionRow.region_id == arg("region_id"))
+        ),
+        "NO KEY UPDATE",
+    )
+)
 _LIVE_IMAGES = (ImageRow.owner_account_id == arg("account_id")) & (ImageRow.state != literal("DELETED"))
 #: The bytes that an account stores in a region, and whether it has another image of the name there.
 HELD = ImageRow.select(

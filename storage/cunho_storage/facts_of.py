@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from cunho_rules.model import Account, Image, Instance, InstanceType, Place, Recipient, Region
 from cunho_storage import accounts, images, instances, regions, shares
 from cunho_storage.database import Connection
-from cunho_storage.shares import Share
 from cunho_storage.statements import Statement, every_row, first_row, together
 
 _LAUNCH = Statement(
@@ -25,7 +24,6 @@ _CREATION = Statement(
     )
 )
 _SHARE = Statement(together(first_row(images.ONE), first_row(accounts.ONE), every_row(shares.RECIPIENTS)))
-_SHARED = Statement(together(first_row(images.ONE), every_row(shares.SOME)))
 
 Value = TypeVar("Value")
 
@@ -89,12 +87,3 @@ async def share(
         _made(Account._make, account),
         shares.as_recipients(account_ids, recipients),
     )
-
-
-async def shared(
-    connection: Connection, image_id: str, account_id: str, account_ids: Sequence[str]
-) -> tuple[Image | None, list[Share]]:
-    """The image, and its shares with those of the accounts that have one."""
-    row = await _row(connection, _SHARED, image_id=image_id, account_id=account_id, account_ids=account_ids)
-    image, found = row
-    return _made(Image._make, image), [Share._make(each) for each in found]

@@ -12,6 +12,7 @@ from cunho_rules.orders import Key
 from cunho_storage import pages
 from cunho_storage.conditions import label_of
 from cunho_storage.database import Connection
+from cunho_storage.requests import Beginning
 from cunho_storage.statements import Statement, any_of, arg, literal, locking
 from cunho_storage.tables import ImageRow, ImageShareRow, InstanceRow, RegionRow
 
@@ -36,12 +37,12 @@ _INSTANCES = InstanceRow.select(*InstanceRow._meta.sorted_fields, _available_to(
 ONE = _INSTANCES.where((InstanceRow.instance_id == arg("instance_id")) & _LIVE)
 _GET = Statement(ONE)
 _GET_SOME = Statement(_INSTANCES.where(InstanceRow.instance_id == any_of("instance_ids")))
-_LOCK = Statement(
-    locking(
-        InstanceRow.select(InstanceRow.instance_id).where(InstanceRow.instance_id == arg("instance_id")),
-        "NO KEY UPDATE",
-    )
+_LOCKED = locking(
+    InstanceRow.select(InstanceRow.instance_id).where(InstanceRow.instance_id == arg("instance_id")), "NO KEY UPDATE"
 )
+_LOCK = Statement(_LOCKED)
+#: Begins mutations of an instance, as `lock` does.
+CHANGING = Beginning(_LOCKED)
 
 
 async def get(connection: Connection, instance_id: str) -> Instance | None:

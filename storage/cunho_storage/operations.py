@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from peewee import SQL, fn
+from peewee import CTE, SQL, fn
 
 from cunho_rules import filters
 from cunho_rules.model import Operation, OperationState
 from cunho_rules.orders import Key
-from cunho_storage import pages
+from cunho_storage import pages, requests
 from cunho_storage.conditions import some_element
 from cunho_storage.database import Connection
 from cunho_storage.statements import Statement, any_of, arg, delete_from, locking
@@ -25,19 +25,10 @@ _MINE = _THIS & _RUNNING & (OperationRow.epoch == arg("epoch"))
 _LEASE = fn.CLOCK_TIMESTAMP() + fn.MAKE_INTERVAL(0, 0, 0, 0, 0, 0, arg("lease_seconds", "float8"))
 
 _GET = Statement(OperationRow.select().where(_THIS))
-_NEW = ("operation_id account_id created_by method request_id region_id target_ids input steps warnings quotes").split()
-_ADD = Statement(
-    OperationRow.insert(
-        {getattr(OperationRow, name): arg(name) for name in _NEW}
-        | {
-            OperationRow.state: SQL("'PENDING'"),
-            OperationRow.cancel_requested: SQL("false"),
-            OperationRow.epoch: SQL("0"),
-            OperationRow.attempts: SQL("0"),
-            OperationRow.create_time: SQL("now()"),
-        }
-    ).returning(*OperationRow._meta.sorted_fields)
-)
+_ADDED = OperationRow.insert({field: arg(field.name) for field in OperationRow._meta.sorted_fields})
+_ADD = Statement(_ADDED)
+#: With the answer to the request that asks for the operation.
+_ADD_ANSWERING = Statement(_ADDED.with_cte(CTE("answer", requests.ANSWER.returning(SQL("1")))))
 _CANCEL = Statement(OperationRow.update({OperationRow.cancel_requested: SQL("true")}).where(_THIS & _RUNNING))
 _DELETE = Statement(delete_from(OperationRow).where(_THIS & ~_RUNNING))
 _ENDED = Statement(OperationRow.select().where((OperationRow.operation_id == any_of("operation_ids")) & ~_RUNNING))
@@ -111,11 +102,14 @@ async def get(connection: Connection, operation_id: str) -> Operation | None:
     return Operation._make(row) if row else None
 
 
-async def add(connection: Connection, values: Mapping[str, Any]) -> Operation:
-    """The new PENDING operation of these values."""
-    row = await connection.row(_ADD, **values)
-    assert row is not None
-    return Operation._make(row)
+async def add(
+    connection: Connection, operation: Operation, key: requests.Key | None = None, answer: bytes = b""
+) -> None:
+    """Adds an operation, and keeps the answer to the request that asks for it, if that has an id."""
+    if key is None:
+        await connection.run(_ADD, **operation._asdict())
+    else:
+        await connection.run(_ADD_ANSWERING, **operation._asdict(), **requests.answering(key, answer))
 
 
 async def cancel(connection: Connection, operation_id: str) -> None:

@@ -1,8 +1,9 @@
 """Answers kept for request ids, so that a repeated call has one effect and one answer. Source: ALL-2."""
 
-from typing import NamedTuple
+from datetime import datetime
+from typing import Any, NamedTuple
 
-from peewee import SQL
+from peewee import CTE, SQL, Select, fn
 
 from cunho_storage.database import Connection
 from cunho_storage.statements import Statement, arg, delete_from
@@ -13,19 +14,26 @@ _KEY = (
     & (RequestRow.method == arg("method"))
     & (RequestRow.request_id == arg("request_id"))
 )
-_CLAIM = Statement(
-    RequestRow.insert(
-        {
-            RequestRow.account_id: arg("account_id"),
-            RequestRow.method: arg("method"),
-            RequestRow.request_id: arg("request_id"),
-            RequestRow.fingerprint: arg("fingerprint"),
-            RequestRow.create_time: SQL("now()"),
-        }
-    ).on_conflict_ignore()
-)
+_CLAIMED = RequestRow.insert(
+    {
+        RequestRow.account_id: arg("account_id"),
+        RequestRow.method: arg("method"),
+        RequestRow.request_id: arg("request_id"),
+        RequestRow.fingerprint: arg("fingerprint"),
+        RequestRow.create_time: SQL("now()"),
+    }
+).on_conflict_ignore()
+_CLAIMS = CTE("claim", _CLAIMED.returning(RequestRow.request_id))
+_NUMBER = Select([_CLAIMS], [fn.COUNT(SQL("1"))])
+_TIME = SQL("now()")
 _GET = Statement(RequestRow.select(RequestRow.fingerprint, RequestRow.answer).where(_KEY))
-_ANSWER = Statement(RequestRow.update({RequestRow.answer: arg("answer")}).where(_KEY))
+#: Keeps the answer to a request that was claimed; takes what `answering` gives.
+ANSWER = RequestRow.update({RequestRow.answer: arg("answer")}).where(
+    (RequestRow.account_id == arg("asking_account_id"))
+    & (RequestRow.method == arg("asked_method"))
+    & (RequestRow.request_id == arg("asked_request_id"))
+)
+_ANSWER = Statement(ANSWER)
 _FORGET = Statement(delete_from(RequestRow).where(RequestRow.create_time < SQL("now() - interval '24 hours'")))
 
 
@@ -45,21 +53,65 @@ class Answered(NamedTuple):
     answer: bytes
 
 
-async def claim(connection: Connection, key: Key, fingerprint: bytes) -> Answered | None:
-    """None if the request is new, and then it is this transaction's; else how it was answered.
+class Begun(NamedTuple):
+    """How a mutation has begun."""
 
-    Waits for another transaction that holds the same request, until that one ends.
+    #: The time of its transaction.
+    time: datetime
+    #: How the request was answered before; None if it is new, and then it is this transaction's.
+    answered: Answered | None
+
+
+class Beginning:
+    """How mutations begin: the request id is claimed and a row is locked, in one statement and in this order.
+
+    Args:
+        lock: finds the row and locks it. What it says is read in later statements.
     """
-    if await connection.run(_CLAIM, **key._asdict(), fingerprint=fingerprint):
-        return None
-    row = await connection.row(_GET, **key._asdict())
-    assert row is not None, "rows stay for 24 hours"
-    return Answered._make(row)
+
+    def __init__(self, lock: Any = None) -> None:
+        locks = [] if lock is None else [fn.ARRAY(lock)]
+        # Named so that the lock comes after the claim: everybody takes the two in this order.
+        after_claim = [] if lock is None else [fn.ARRAY(lock.where(SQL("0") <= _NUMBER))]
+        self.alone = Statement(Select([], [_TIME, *locks]))
+        self.claiming = Statement(Select([], [_TIME, _NUMBER, *after_claim]).with_cte(_CLAIMS))
+
+
+async def begin(
+    connection: Connection, beginning: Beginning, key: Key | None, fingerprint: bytes = b"", **arguments: Any
+) -> Begun:
+    """Begins a mutation. Waits for others that hold the same request or the row, until they end.
+
+    Args:
+        key: None for a request without an id.
+        arguments: those of the lock.
+    """
+    if key is None:
+        row = await connection.row(beginning.alone, **arguments)
+        assert row is not None
+        return Begun(row[0], None)
+    row = await connection.row(beginning.claiming, **key._asdict(), fingerprint=fingerprint, **arguments)
+    assert row is not None
+    if row[1]:
+        return Begun(row[0], None)
+    answered = await connection.row(_GET, **key._asdict())
+    assert answered is not None, "rows stay for 24 hours"
+    return Begun(row[0], Answered._make(answered))
 
 
 async def answer(connection: Connection, key: Key, answer: bytes) -> None:
     """Keeps the answer to the request that this transaction claimed."""
-    await connection.run(_ANSWER, **key._asdict(), answer=answer)
+    await connection.run(_ANSWER, **answering(key, answer))
+
+
+def answering(key: Key, answer: bytes) -> dict[str, Any]:
+    """The arguments of ANSWER, which others put into statements of theirs."""
+    return {
+        "answer": answer,
+        "asking_account_id": key.account_id,
+        "asked_method": key.method,
+        "asked_request_id": key.request_id,
+    }
 
 
 async def forget(connection: Connection) -> None:

@@ -17,13 +17,9 @@ _SHARES = ImageShareRow.select(ImageShareRow.recipient_account_id, ImageShareRow
     ImageShareRow.recipient_account_id
 )
 _LIST = Statement(_SHARES.where(_OF_IMAGE & (ImageShareRow.recipient_account_id > arg("after"))).limit(arg("limit")))
-#: Those of the shares that are with some accounts.
-SOME = _SHARES.where(_OF_IMAGE & (ImageShareRow.recipient_account_id == any_of("account_ids")))
-#: Those of some accounts that are known, whether active in the image's region, and whether it is shared with them.
+#: Those of some accounts that are known, whether active in the image's region, and since when it is shared with them.
 RECIPIENTS = (
-    AccountRow.select(
-        AccountRow.account_id, AccountRegionRow.region_id.is_null(False), ImageShareRow.image_id.is_null(False)
-    )
+    AccountRow.select(AccountRow.account_id, AccountRegionRow.region_id.is_null(False), ImageShareRow.create_time)
     .join(
         AccountRegionRow,
         JOIN.LEFT_OUTER,
@@ -98,7 +94,7 @@ async def recipients(connection: Connection, image_id: str, account_ids: Sequenc
 def as_recipients(account_ids: Sequence[str], rows: Iterable[Any]) -> tuple[Recipient, ...]:
     """The accounts, in their order, as rows of RECIPIENTS describe them."""
     known = {row[0]: Recipient(row[0], True, row[1], row[2]) for row in rows}
-    return tuple(known.get(account_id, Recipient(account_id, False, False, False)) for account_id in account_ids)
+    return tuple(known.get(account_id, Recipient(account_id, False, False, None)) for account_id in account_ids)
 
 
 async def add(connection: Connection, image_id: str, account_ids: Sequence[str]) -> bool:

@@ -29,6 +29,7 @@ from cunho.v1 import (
     Support,
 )
 from cunho_storage import accounts, database, images, instances, operations, shares
+from cunho_storage.requests import Beginning
 from cunho_storage.statements import Statement
 
 Call = Callable[[], Any]
@@ -300,10 +301,20 @@ class Doomed:
         return self._worlds[lost]
 
 
+def _statements(module: ModuleType) -> Iterator[Statement]:
+    for value in vars(module).values():
+        if isinstance(value, Statement):
+            yield value
+        elif isinstance(value, Beginning):
+            yield from (value.alone, value.claiming)
+
+
 @contextmanager
 def _rewritten(defence: Text) -> Iterator[None]:
     found = [
-        each for each in vars(defence.module).values() if isinstance(each, Statement) and defence.with_it in each.text
+        each
+        for each in _statements(defence.module)
+        if defence.with_it in each.text and "SKIP LOCKED" not in each.text  # whoever skips defends nothing
     ]
     if not found:
         raise LookupError(f"no statement of {defence.module.__name__} has {defence.with_it!r} any more")

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -56,8 +56,9 @@ async def database(dsn: str, owner: object) -> AsyncIterator[Database]:
 
 
 async def add(database: Database, **values: Any) -> Operation:
-    """A new operation."""
-    stock = {
+    """A new operation, as stored."""
+    stock: dict[str, Any] = dict.fromkeys(Operation._fields)
+    stock |= {
         "operation_id": ids.new("op"),
         "account_id": "acme",
         "created_by": "service:shop",
@@ -69,9 +70,16 @@ async def add(database: Database, **values: Any) -> Operation:
         "steps": STEPS,
         "warnings": [],
         "quotes": [],
+        "state": "PENDING",
+        "cancel_requested": False,
+        "epoch": 0,
+        "attempts": 0,
+        "create_time": datetime.now(UTC),
     }
+    operation = Operation(**stock | values)
     async with database.connection() as connection:
-        return await operations.add(connection, stock | values)
+        await operations.add(connection, operation)
+    return await get(database, operation)
 
 
 async def get(database: Database, operation: Operation) -> Operation:
