@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ class Server:
     """
 
     def __init__(self, data_dir: Path, host: str = "127.0.0.1", **settings: Any) -> None:
-        self.data_dir, self.port = data_dir, free_port()
-        own = {"DATA_DIR": data_dir, "ADDRESS": f"{host}:{self.port}", "CATALOG": CATALOG}
+        self.data_dir, self._reserved = data_dir, reserved_port()
+        self.port: int = self._reserved.getsockname()[1]
+        own = {"DATA_DIR": data_dir, "ADDRESS": f"{host}:{self.port}", "CATALOG": CATALOG, "PROCESSES": 1}
         given: dict[str, object] = own | settings
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CUNHO_")}
         environment |= {f"CUNHO_{name}": str(value) for name, value in given.items()}
@@ -44,7 +45,7 @@ class Server:
 
     def ready(self) -> None:
         """Waits until all its processes answer."""
-        until(lambda: "serving on" in self.log or self.process.poll() is not None, 60)
+        until(lambda: "serving on" in self.log or self.process.poll() is not None, 180)
         assert self.process.poll() is None, self.log
 
     @property
@@ -96,7 +97,8 @@ class Server:
 
     def ended(self) -> int:
         """Its exit code, once it has ended."""
-        code = self.process.wait(20)
+        code = self.process.wait(60)
+        self._reserved.close()
         for client in self._clients:
             client.close()
         return code
@@ -115,11 +117,13 @@ def _command(number: str) -> str:
         return ""
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+def reserved_port() -> socket.socket:
+    """Has a port that nobody else is given until it is closed, and on which a server can listen all the same."""
+    reserved = socket.socket()
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        reserved.setsockopt(socket.SOL_SOCKET, option, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
 
 
 @contextmanager
@@ -136,8 +140,10 @@ def serving(data_dir: Path, host: str = "127.0.0.1", **settings: Any) -> Iterato
 
 def postgres_process(data_dir: Path) -> int:
     """The process of the folder's PostgreSQL; 0 if there is none."""
-    file = next(data_dir.glob("pg*/postmaster.pid"), None)
-    return int(file.read_text().split()[0]) if file else 0
+    with suppress(FileNotFoundError, IndexError):  # it may be about to start or to stop
+        for file in data_dir.glob("pg*/postmaster.pid"):
+            return int(file.read_text().split()[0])
+    return 0
 
 
 @contextmanager

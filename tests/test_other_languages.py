@@ -64,6 +64,13 @@ def test_every_excerpt_in_typescript_is_from_the_program_that_is_run() -> None:
     assert excerpts
 
 
+def test_the_lines_of_the_readme_are_those_of_the_page() -> None:
+    generating = re.compile(r"\.venv/bin/buf generate .*")
+    shown = generating.findall((ROOT / "README.md").read_text())
+    assert shown == generating.findall(PAGE)
+    assert len(shown) == 3
+
+
 def test_every_file_that_is_named_exists() -> None:
     named = re.findall(r"\b(?:tests|protos)/[\w./]*\w", PAGE)
     assert [name for name in named if not (ROOT / name).exists()] == []

@@ -14,7 +14,7 @@ from zipfile import ZipFile
 
 import pytest
 from tests.end_to_end.steps import until
-from tests.server_process import free_port
+from tests.server_process import reserved_port
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -94,8 +94,8 @@ class Environment:
     @contextmanager
     def serving(self) -> Iterator[tuple[str, str]]:
         """A server with a data folder of its own: its address, and a token of the operator."""
-        data_dir, port = self._folder / f"data-{self.bin.parent.name}", free_port()
-        address = f"127.0.0.1:{port}"
+        data_dir, reserved = self._folder / f"data-{self.bin.parent.name}", reserved_port()
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
         settings = {"DATA_DIR": str(data_dir), "ADDRESS": address, "PROCESSES": "1", "SHUTDOWN_SECONDS": "0"}
         log = data_dir.with_suffix(".log")
         with log.open("w") as output:
@@ -107,13 +107,14 @@ class Environment:
                 stderr=output,
             )
         try:
-            until(lambda: server.poll() is not None or listens(port), 60)
+            until(lambda: server.poll() is not None or listens(address))
             assert server.poll() is None, log.read_text()
             (token,) = self.printed("cunho-server", "token", "--operator", "ops", "--data-dir", data_dir)
             yield address, token
         finally:
             server.terminate()
-            server.wait(20)
+            server.wait(60)
+            reserved.close()
 
     def _uv(self, *words: object) -> list[str]:
         command = [str(BIN / "uv"), *map(str, words), "--quiet"]
@@ -157,10 +158,11 @@ def server(both: Environment) -> Iterator[tuple[str, str]]:
         yield serving
 
 
-def listens(port: int) -> bool:
+def listens(address: str) -> bool:
     """Whether connections are taken."""
+    host, _, port = address.partition(":")
     with socket.socket() as connecting:
-        return connecting.connect_ex(("127.0.0.1", port)) == 0
+        return connecting.connect_ex((host, int(port))) == 0
 
 
 def interpreter(version: str) -> str:

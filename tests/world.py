@@ -181,7 +181,7 @@ class Postgres:
             "shutdown_seconds": 0,
             "workers": 4,
         }
-        return Settings(**(given | {"database_url": dsn, "catalog": CATALOG, "lease_seconds": 2} | settings))
+        return Settings(**(given | {"database_url": dsn, "catalog": CATALOG, "lease_seconds": 60} | settings))
 
     def stop(self) -> None:
         """Stops it; its databases are gone with its folder."""

@@ -54,7 +54,7 @@ def _keys(settings: Settings) -> Iterator[Finding]:
         except KeyFileError as error:
             yield _unusable(error)
         return
-    told = f"tokens are signed with the development key: who may read {settings.development_key} is anybody"
+    told = f"tokens are signed with the development key: whoever reads {settings.development_key} can call as anybody"
     yield Finding(told, "give the public key of your issuer with CUNHO_TOKEN_KEY or CUNHO_TOKEN_JWKS", False)
     if settings.development_key.exists():
         yield from _privacy(settings.development_key)

@@ -79,7 +79,10 @@ def _signed_claims(token: str, key: Key, settings: Settings) -> dict[str, Any]:
 
 
 def _expire_time(claims: dict[str, Any], settings: Settings, now: float) -> int:
-    """When the token expires, whether or not that is past. Raises CredentialsError if a time is not allowed."""
+    """When the token has expired by any clock that is allowed, whether or not that is past.
+
+    Raises CredentialsError if a time is not allowed.
+    """
     if not all(type(claims[name]) is int for name in _TIMES if name in claims):
         raise CredentialsError(f"not all of {', '.join(_TIMES)} are whole numbers")
     issue_time, expire_time = claims["iat"], claims["exp"]
@@ -88,7 +91,7 @@ def _expire_time(claims: dict[str, Any], settings: Settings, now: float) -> int:
     if not 0 < expire_time - issue_time <= settings.token_age_max_seconds:
         allowed = f"1 to {settings.token_age_max_seconds} seconds, see CUNHO_TOKEN_AGE_MAX_SECONDS"
         raise CredentialsError(f"the time from iat to exp is not {allowed}")
-    return int(expire_time)
+    return int(expire_time) + settings.token_skew_seconds
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> None:

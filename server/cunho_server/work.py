@@ -114,14 +114,13 @@ class Work:
     # --- the loops
 
     async def _lasting(self, once: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
-        """Runs `once` until cancelled; a lost database or a bug is logged and waited out."""
+        """Runs `once` until cancelled; a lost database is waited out, and so is a bug, which is logged."""
         task = asyncio.current_task()
         assert task is not None
         while not task.cancelling():  # an error on the way out can take the place of the cancellation
             try:
                 await once()
-            except Refusal as refusal:
-                log.warning("%s: %s", once.__name__, refusal)
+            except Refusal:  # the database is away, which is logged where it is found
                 await asyncio.sleep(_LOOK_SECONDS)
             except Exception:
                 log.exception("bug in %s", once.__name__)

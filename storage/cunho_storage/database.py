@@ -80,6 +80,7 @@ _OUTAGES = (
     asyncpg.InsufficientResourcesError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # asked between the server's last word and the end of the connection
     asyncpg.ReadOnlySQLTransactionError,  # a standby
     asyncpg.TargetServerAttributeNotMatched,
     OSError,
@@ -167,7 +168,8 @@ class Connection:
         try:
             return await ask(*arguments)
         except Exception as error:
-            if isinstance(error, TimeoutError):  # neither in time nor ended by the server itself: it is hung
+            # Neither in time nor ended by the server itself, which is hung; or ended, and the driver does not know yet.
+            if isinstance(error, TimeoutError | asyncpg.InternalClientError):
                 self._raw.terminate()
             _translate(error)
             raise

@@ -141,8 +141,8 @@ def send_bytes(world: World, token: str, method: str, data: bytes, **metadata: s
 # --- waiting
 
 
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Waits for the condition. Raises TimeoutError."""
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Waits for the condition, also on a busy machine. Raises TimeoutError."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

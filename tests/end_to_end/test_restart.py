@@ -169,7 +169,7 @@ def test_whatever_a_killed_server_had_begun_ends_and_nothing_is_lost(data_dir: P
 
 def all_ended(server: Server) -> None:
     """Waits until no operation is left."""
-    until(lambda: not server.sql("SELECT FROM operation WHERE end_time IS NULL"), 20)
+    until(lambda: not server.sql("SELECT FROM operation WHERE end_time IS NULL"))
 
 
 def assert_ended_as_they_should(server: Server, begun: Iterable[str], cancelled: Iterable[str]) -> None:
@@ -216,23 +216,20 @@ def test_a_server_that_stops_answers_who_waits_and_leaves_its_work_to_the_next(
     data_dir: Path, stocks: Iterator[Stock]
 ) -> None:
     stock = next(stocks)
-    with serving(data_dir, LEDGER_SECONDS=30) as server, ThreadPoolExecutor(1) as threads:
+    long: dict[str, Any] = {"LEDGER_SECONDS": 600, "LEASE_SECONDS": 600, "SHUTDOWN_SECONDS": 600}
+    with serving(data_dir, **long) as server, ThreadPoolExecutor(1) as threads:
         client = server.client(stock.account_id)
         operation = Call("import_image", importing("left to the next")).send(client)
         until(lambda: client.get_operation(name=operation.name).metadata.HasField("start_time"))
         waiting = threads.submit(client.wait_operation, name=operation.name)
         time.sleep(0.1)
-        start = time.monotonic()
         server.process.terminate()
         assert not waiting.result(20).done
         assert server.ended() == 0
-        assert time.monotonic() - start < 5
         assert postgres_process(data_dir) == 0
     with serving(data_dir) as server:
-        start = time.monotonic()
         image = server.client(stock.account_id).get_operation(name=operation.name).result(20)
         assert image == server.client(stock.account_id).get_image(image_id=operation.metadata.target_ids[0])
-        assert time.monotonic() - start < 2  # the lease, of 15 s, was given back
         query = "SELECT attempts FROM operation WHERE 'operations/' || operation_id = $1"
         assert server.sql(query, operation.name) == [(1,)]
 

@@ -8,6 +8,7 @@ import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tests import world as worlds
+from tests.server_process import reserved_port
 from tests.world import Postgres
 
 from cunho_server import admin
@@ -19,17 +20,14 @@ def settings(port: int) -> Settings:
     return Settings.model_validate({"admin_address": f"127.0.0.1:{port}"})
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
-
-
 def test_the_sockets_of_the_server_and_its_calls_are_shown_without_credentials(postgres: Postgres) -> None:
-    port = free_port()
-    with worlds.world(postgres, workers=0, admin_address=f"127.0.0.1:{port}") as world:
-        list(world.operator.list_regions())
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with reserved_port() as reserved:
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+        with (
+            worlds.world(postgres, workers=0, admin_address=address) as world,
+            grpc.insecure_channel(address) as channel,
+        ):
+            list(world.operator.list_regions())
             channelz = channelz_pb2_grpc.ChannelzStub(channel)
             servers = channelz.GetServers(channelz_pb2.GetServersRequest(), timeout=10).server
             ours = [each for each in servers if each.listen_socket[0].name.endswith("127.0.0.1:0")]
@@ -48,7 +46,8 @@ async def test_the_port_describes_itself() -> None:
 
 
 async def test_each_process_has_a_port_of_its_own() -> None:
-    port = free_port()
+    with reserved_port() as reserved:
+        port = reserved.getsockname()[1]
     async with admin.serving(settings(port), 0) as first, admin.serving(settings(port), 1) as second:
         assert (first, second) == (f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}")
 

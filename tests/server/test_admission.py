@@ -141,7 +141,7 @@ def test_however_a_call_ends_its_place_is_free_again(served: Any, monkeypatch: p
         reasons = [scene.send(data=data).reason for data in (b"", b"\xff", ABSENT)]
         assert reasons == ["INVALID_REQUEST", "INVALID_REQUEST", "IMAGE_NOT_FOUND"]
         with monkeypatch.context() as broken:
-            broken.setattr(images, "get", fail)
+            broken.setattr(images, "get_shown", fail)
             assert scene.send().reason == "INTERNAL_ERROR"
         assert scene.send(RESOLVE, FAMILY, timeout=0.3).code is StatusCode.DEADLINE_EXCEEDED
         until(lambda: scene.admission.calls == 0)

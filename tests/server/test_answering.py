@@ -261,7 +261,7 @@ def test_a_bug_in_the_real_server_tells_nothing_and_leaves_it_serving(
 
     with grpc.insecure_channel(world.address) as channel:
         with monkeypatch.context() as broken:
-            broken.setattr(images, "get", fail)
+            broken.setattr(images, "get_shown", fail)
             answer = call(channel, GET_IMAGE, ASKED.SerializeToString(), token)
         assert answer.reason == "INTERNAL_ERROR"
         assert "hunter2" not in str(answer)

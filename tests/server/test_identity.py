@@ -123,7 +123,7 @@ def test_a_token_may_be_for_several_services(known: Identity) -> None:
     assert known.caller(call(token(CLAIMS | {"aud": ["billing", "cunho"]}))).account_id == "acme"
 
 
-@pytest.mark.parametrize("early_seconds", [0, 60])
+@pytest.mark.parametrize("early_seconds", [60, 0, -AGE, -AGE - 59])
 def test_clocks_may_differ_by_a_minute(known: Identity, early_seconds: int) -> None:
     times = {"iat": NOW + early_seconds, "nbf": NOW + early_seconds, "exp": NOW + early_seconds + AGE}
     assert known.caller(call(token(CLAIMS | times))).account_id == "acme"
@@ -140,7 +140,7 @@ WRONG_CLAIMS: dict[str, tuple[Mapping[str, object], str]] = {
     "wrong audience": (CLAIMS | {"aud": "other"}, "Audience"),
     "audience that is a number": (CLAIMS | {"aud": 1}, "Invalid claim format"),
     "audiences that are numbers": (CLAIMS | {"aud": [1, "cunho"]}, "Invalid claim format"),
-    "expired": (CLAIMS | {"iat": NOW - AGE, "exp": NOW}, "expired"),
+    "expired": (CLAIMS | {"iat": NOW - 60 - AGE, "exp": NOW - 60}, "expired"),
     "expires before it was issued": (CLAIMS | {"iat": NOW + 50, "exp": NOW + 40}, "from iat to exp"),
     "expires too late": (CLAIMS | {"exp": NOW + AGE + 1}, "CUNHO_TOKEN_AGE_MAX_SECONDS"),
     "expires too late, issued long ago": (CLAIMS | {"iat": NOW - AGE, "exp": NOW + 1}, "from iat to exp"),
@@ -268,9 +268,9 @@ def test_a_token_is_verified_once(known: Identity, monkeypatch: pytest.MonkeyPat
 
 def test_a_verified_token_expires_to_the_second(known: Identity, clock: Clock) -> None:
     known.caller(call(token(CLAIMS)))
-    clock.now = NOW + AGE - 0.001
+    clock.now = NOW + AGE + 59.999
     known.caller(call(token(CLAIMS)))
-    clock.now = NOW + AGE
+    clock.now = NOW + AGE + 60
     wrong = refusal(known, call(token(CLAIMS)))
     assert everything_told(wrong) == everything_told(Refusal(Reason.CREDENTIALS_INVALID))
 
@@ -402,8 +402,9 @@ def test_with_other_settings_the_usual_tokens_are_refused(clock: Clock, chosen: 
     assert wrong.reason is Reason.CREDENTIALS_INVALID
 
 
-def test_without_skew_a_token_of_the_next_second_is_refused(clock: Clock) -> None:
+def test_without_skew_a_token_of_the_next_second_is_refused_and_an_expired_one(clock: Clock) -> None:
     exact = identity_with(clock, token_skew_seconds=0)
+    assert refusal(exact, call(token(CLAIMS | {"iat": NOW - AGE, "exp": NOW}))).reason is Reason.CREDENTIALS_INVALID
     assert refusal(exact, call(token(CLAIMS | {"iat": NOW + 1}))).reason is Reason.CREDENTIALS_INVALID
     assert exact.caller(call(token(CLAIMS))).account_id == "acme"
 

@@ -73,7 +73,7 @@ def test_refused_calls_have_an_id_too_and_bugs(world: World, monkeypatch: pytest
     assert ids(send(world, "GetImage", ABSENT, "")) == ["test"]
     assert ids(send(world, "GetImage", ABSENT, world.token("acme"))) == ["test"]
     with monkeypatch.context() as broken:
-        broken.setattr(images, "get", fail)
+        broken.setattr(images, "get_shown", fail)
         answer = send(world, "GetImage", ABSENT, world.token("acme"))
     assert answer.reason == "INTERNAL_ERROR"
     assert ids(answer) == ["test"]
@@ -193,7 +193,7 @@ def test_every_line_of_a_call_has_its_id(world: World, written: Any, monkeypatch
     lines = written(log_format="json")
     send(world, "GetImage", ABSENT, "not.a.token")
     with monkeypatch.context() as broken:
-        broken.setattr(images, "get", fail)
+        broken.setattr(images, "get_shown", fail)
         send(world, "GetImage", ABSENT, world.token("acme"))
     told = [json.loads(line) for line in lines()]
     assert len(told) == 2

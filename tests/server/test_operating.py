@@ -202,7 +202,7 @@ def test_of_two_that_migrate_at_once_one_does(postgres: Postgres) -> None:
     command = [sys.executable, "-m", "cunho_server", "migrate", "--database-url", postgres.empty_database()]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     try:
-        told = sorted(process.communicate(timeout=30)[0] for process in both)
+        told = sorted(process.communicate(timeout=180)[0] for process in both)
     finally:
         for process in both:
             process.kill()

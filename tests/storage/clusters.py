@@ -6,7 +6,6 @@ What the server itself runs is embedded.py's; here is what an administrator of t
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.end_to_end.steps import until
+from tests.server_process import reserved_port
 
 from cunho_storage import embedded
 
@@ -56,16 +56,20 @@ class Clusters:
     @contextmanager
     def running(self, data: Path) -> Iterator["Cluster"]:
         """The cluster of that folder, accepting connections; ended at once on leaving."""
-        port = _free_port()
+        with reserved_port() as reserved:
+            port = reserved.getsockname()[1]
+            process = self._started(data, port)
+            try:
+                until(lambda: self._answers(port))
+                yield Cluster(data, port, process)
+            finally:
+                process.send_signal(signal.SIGQUIT)
+                process.wait(20)
+
+    def _started(self, data: Path, port: int) -> "subprocess.Popen[Any]":
+        command = (self._programs / "postgres", "-D", data, f"--port={port}", *_SETTINGS)
         with (self.folder / f"{data.name}.log").open("ab") as log:
-            command = (self._programs / "postgres", "-D", data, f"--port={port}", *_SETTINGS)
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, **self._user.options())
-        try:
-            until(lambda: self._answers(port), 20)
-            yield Cluster(data, port, process)
-        finally:
-            process.send_signal(signal.SIGQUIT)
-            process.wait(20)
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, **self._user.options())
 
     def _answers(self, port: int) -> bool:
         return self._user.run(self._programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port), check=False)
@@ -102,9 +106,3 @@ def clusters(programs_in: Path) -> Iterator[Clusters]:
         yield Clusters(folder, programs_in)
     finally:
         shutil.rmtree(folder)
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])

@@ -54,10 +54,10 @@ def dump(postgres: Postgres, made: Clusters) -> Backup:
     with serving(postgres, ledger_seconds=0.1) as world:
         kept = fill(world)
         with Traffic(world).running() as traffic:
-            until(lambda: len(traffic.acknowledged) >= 10, 20)
+            until(lambda: len(traffic.acknowledged) >= 10)
             kept.acknowledged.update(traffic.acknowledged)
             made.run("pg_dump", "--format=custom", "--file", file, world.dsn)
-            until(lambda: len(traffic.acknowledged) > len(kept.acknowledged), 20)
+            until(lambda: len(traffic.acknowledged) > len(kept.acknowledged))
     return Backup(file, kept)
 
 
@@ -120,7 +120,7 @@ def assert_whole(postgres: Postgres, dsn: str, kept: Kept) -> None:
             kept.image_id
         }
         assert page(running, kept.owner, kept.page_token).images
-        until(lambda: not running.sql("SELECT FROM operation WHERE end_time IS NULL"), 20)
+        until(lambda: not running.sql("SELECT FROM operation WHERE end_time IS NULL"))
         for account_id, image_id in kept.acknowledged.items():
             assert running.client(account_id).get_image(image_id=image_id).state == v1.Image.STATE_AVAILABLE
         assert unsound(running.sql) == []
@@ -142,7 +142,7 @@ def test_a_base_backup_taken_under_traffic_is_the_whole_cluster(
     running = World(dsn, postgres.settings(dsn), None)
     try:
         with Traffic(running, "later").running() as traffic:
-            until(lambda: len(traffic.acknowledged) >= 10, 20)
+            until(lambda: len(traffic.acknowledged) >= 10)
             kept = dump.kept._replace(acknowledged=dump.kept.acknowledged | traffic.acknowledged)
             copy = made.base_backup(restored)
     finally:

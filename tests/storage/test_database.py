@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -100,6 +100,21 @@ async def test_a_connection_that_is_lost_in_a_transaction_is_unavailability(data
     async def lose() -> None:
         async with database.transaction() as connection:
             await end(dsn, await connection.value(PID))
+            await connection.value(PID)
+
+    with pytest.raises(Refusal) as refused:
+        await lose()
+    assert refused.value.reason is Reason.DATABASE_UNAVAILABLE
+    assert await pid(database) > 0
+
+
+async def test_a_connection_that_postgresql_has_ended_and_not_yet_closed_is_unavailability(database: Database) -> None:
+    last_word = b"SFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+
+    async def lose() -> None:
+        async with database.connection() as connection:
+            raw: Any = connection._raw
+            raw._protocol.data_received(b"E" + (len(last_word) + 4).to_bytes(4, "big") + last_word)
             await connection.value(PID)
 
     with pytest.raises(Refusal) as refused:

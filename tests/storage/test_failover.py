@@ -31,7 +31,7 @@ class Pair:
         self.standby = undo.enter_context(made.running(copy))
         sql(self.primary, "ALTER SYSTEM SET synchronous_standby_names = '*'")
         sql(self.primary, "SELECT pg_reload_conf()")
-        until(lambda: sql(self.primary, "SELECT FROM pg_stat_replication WHERE sync_state = 'sync'"), 20)
+        until(lambda: sql(self.primary, "SELECT FROM pg_stat_replication WHERE sync_state = 'sync'"))
 
     @property
     def url(self) -> str:
@@ -113,12 +113,12 @@ class Traffic:
 
 def test_the_service_goes_on_over_the_standby_with_every_acknowledged_write(pair: Pair, world: World) -> None:
     with Traffic(world).running() as traffic:
-        until(lambda: len(traffic.acknowledged) >= 10, 20)
+        until(lambda: len(traffic.acknowledged) >= 10)
         pair.primary.kill()
-        until(lambda: "DATABASE_UNAVAILABLE" in traffic.refusals, 20)
+        until(lambda: "DATABASE_UNAVAILABLE" in traffic.refusals)
         pair.promote()
         before = len(traffic.acknowledged)
-        until(lambda: len(traffic.acknowledged) >= before + 10, 20)
+        until(lambda: len(traffic.acknowledged) >= before + 10)
     assert traffic.refusals == {"DATABASE_UNAVAILABLE"}
     for account_id, image_id in traffic.acknowledged.items():
         tenant = world.client(account_id)

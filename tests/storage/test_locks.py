@@ -385,6 +385,6 @@ async def test_who_waits_for_a_connection_can_be_cancelled_at_every_step(dsn: st
     for _ in range(steps):
         await asyncio.sleep(0)
     keeping.cancel()
-    done, _ = await asyncio.wait({keeping}, timeout=1)
+    done, _ = await asyncio.wait({keeping}, timeout=20)
     assert done
     await database.close()
