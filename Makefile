@@ -7,6 +7,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(sort $(wildcard protos/cunho/v1/*.proto))
 GOOGLEAPIS := .build/googleapis
+# What was released, for the tests of upgrades.
+RELEASED := tests/robustness/released
 # Where generated code goes: client, or a folder to compare with it.
 OUT := client
 
@@ -69,6 +71,7 @@ lint: .venv/installed $(GOOGLEAPIS) ## check style, types, layers and protos
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code protos
+	@for each in $(RELEASED)/*.binpb; do $(BIN)/buf breaking protos --against $$each || exit; done
 	$(BIN)/mypy
 	$(BIN)/pyright
 
@@ -111,3 +114,12 @@ lock: $(BIN)/uv ## renew requirements.lock from the pyproject files
 .PHONY: wheels
 wheels: .venv/installed ## build both distributions into dist/
 	@for each in client .; do $(BIN)/uv build --quiet --wheel --no-build-isolation --out-dir dist $$each || exit; done
+
+.PHONY: release
+release: wheels $(GOOGLEAPIS) ## keep the wheels and the API of this version, for the tests of upgrades
+	@version=$$($(BIN)/cunho-server version); \
+	if [ -e $(RELEASED)/cunho-$$version.binpb ]; then \
+	  echo "$$version was released before: raise the version in both pyproject.toml files"; exit 1; \
+	fi; \
+	cp dist/cunho-$$version-*.whl dist/cunho_server-$$version-*.whl $(RELEASED) \
+	  && $(BIN)/buf build --exclude-source-info -o $(RELEASED)/cunho-$$version.binpb

@@ -27,11 +27,21 @@ class Server:
 
     Args:
         host: what it listens on.
+        port: Default: a free one.
+        python: the interpreter of the environment that it is installed in.
         settings: by the names of their variables without the prefix.
     """
 
-    def __init__(self, data_dir: Path, host: str = "127.0.0.1", **settings: Any) -> None:
-        self.data_dir, self._reserved = data_dir, reserved_port()
+    def __init__(
+        self,
+        data_dir: Path,
+        host: str = "127.0.0.1",
+        *,
+        port: int = 0,
+        python: Path = Path(sys.executable),
+        **settings: Any,
+    ) -> None:
+        self.data_dir, self._reserved = data_dir, reserved_port(port)
         self.port: int = self._reserved.getsockname()[1]
         own = {"DATA_DIR": data_dir, "ADDRESS": f"{host}:{self.port}", "CATALOG": CATALOG, "PROCESSES": 1}
         given: dict[str, object] = own | settings
@@ -39,7 +49,7 @@ class Server:
         environment |= {f"CUNHO_{name}": str(value) for name, value in given.items()}
         self._log = data_dir.parent / f"log-{self.port}"
         with self._log.open("w") as log:
-            command = [sys.executable, "-m", "cunho_server", "serve"]
+            command = [str(python), "-m", "cunho_server", "serve"]
             self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
         self._clients: list[Client] = []
 
@@ -117,19 +127,23 @@ def _command(number: str) -> str:
         return ""
 
 
-def reserved_port() -> socket.socket:
-    """Has a port that nobody else is given until it is closed, and on which a server can listen all the same."""
+def reserved_port(port: int = 0) -> socket.socket:
+    """Has a port that nobody else is given until it is closed, and on which a server can listen all the same.
+
+    Args:
+        port: Default: a free one.
+    """
     reserved = socket.socket()
     for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
         reserved.setsockopt(socket.SOL_SOCKET, option, 1)
-    reserved.bind(("127.0.0.1", 0))
+    reserved.bind(("127.0.0.1", port))
     return reserved
 
 
 @contextmanager
-def serving(data_dir: Path, host: str = "127.0.0.1", **settings: Any) -> Iterator[Server]:
-    """A server that answers, stopped in the end if it still runs."""
-    server = Server(data_dir, host, **settings)
+def serving(data_dir: Path, host: str = "127.0.0.1", **more: Any) -> Iterator[Server]:
+    """A server that answers, stopped in the end if it still runs; `more` as Server takes it."""
+    server = Server(data_dir, host, **more)
     try:
         server.ready()
         yield server

@@ -10,6 +10,7 @@ from cunho_server.apply import Applied, apply
 from cunho_server.settings import Settings
 from cunho_storage import embedded, migrations, regions
 from cunho_storage.database import Database
+from cunho_storage.migrations import MigrationError
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,15 @@ async def opened(settings: Settings, dsn: str) -> AsyncIterator[Database]:
 def database_of(settings: Settings, dsn: str) -> Database:
     """The database as a process that answers calls uses it."""
     return Database(dsn, connections=settings.connections, role=migrations.APP_ROLE)
+
+
+async def refuse_outdated(dsn: str) -> None:
+    """Returns if every migration that this code knows was applied. Raises MigrationError."""
+    if names := await migrations.pending(dsn):
+        raise MigrationError(
+            f"the schema lacks {', '.join(names)}: this process is newer than the server that it belongs to; restart "
+            "that server, which migrates, rather than reload it"
+        )
 
 
 async def migrate(settings: Settings) -> list[str]:

@@ -17,9 +17,10 @@ import uvloop
 from cunho_server import app, logs
 from cunho_server.keys import KeyFileError
 from cunho_server.listening import AddressError
-from cunho_server.opening import database_of
+from cunho_server.opening import database_of, refuse_outdated
 from cunho_server.settings import Settings
 from cunho_server.tracing import TracingError
+from cunho_storage.migrations import MigrationError
 
 READY = b"ready\n"
 
@@ -29,6 +30,7 @@ async def _serve(settings: Settings, dsn: str, index: int) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     loop.add_reader(sys.stdin.fileno(), _at_end(stopped.set))
+    await refuse_outdated(dsn)
     database = database_of(settings, dsn)
     try:
         async with app.serving(settings, database, index=index, shares_port=True):
@@ -58,7 +60,7 @@ def main() -> int:
     logs.configure(settings)
     try:
         uvloop.run(_serve(settings, told["dsn"], told["index"]))
-    except (AddressError, KeyFileError, TracingError) as error:
+    except (AddressError, KeyFileError, MigrationError, TracingError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

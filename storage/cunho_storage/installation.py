@@ -12,7 +12,7 @@ import asyncpg
 from cunho_storage import migrations
 from cunho_storage.database import GUARDS, reach
 from cunho_storage.embedded import MAY_LOSE_DATA
-from cunho_storage.migrations import APP_ROLE
+from cunho_storage.migrations import APP_ROLE, Applied
 from cunho_storage.soundness import CONTRADICTIONS
 from cunho_storage.tables import TABLES
 
@@ -58,6 +58,8 @@ async def examine(dsn: str, *, connections: int) -> list[Finding]:
             found += _outdated(applied)
             if not applied:
                 return found
+            if migrations.newer(applied):
+                return found + await _contradictions(connection)
             actual = await parts(connection)
             found += await rights(connection)
             found += await _contradictions(connection)
@@ -177,7 +179,7 @@ SELECT 'index', pg_class.relname, tables.relname, pg_get_indexdef(indexrelid)
 """
 
 
-def _outdated(applied: dict[int, str]) -> Iterator[Finding]:
+def _outdated(applied: dict[int, Applied]) -> Iterator[Finding]:
     """What is wrong with the migrations that were applied."""
     for problem in migrations.problems(applied):
         message, _, remedy = problem.partition(": ")
@@ -185,6 +187,9 @@ def _outdated(applied: dict[int, str]) -> Iterator[Finding]:
     for version, name, _ in migrations.files():
         if version not in applied:
             yield Finding(f"{name} is not applied", "run `cunho-server migrate`, or start a server")
+    for each in migrations.newer(applied).values():
+        remedy = "servers of this version go on; the check of a newer one compares the schema and its rights"
+        yield Finding(f"{each.name} was applied by a newer server", remedy, False)
 
 
 async def _contradictions(connection: Connection) -> list[Finding]:

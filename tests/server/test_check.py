@@ -151,7 +151,10 @@ def test_what_the_migrations_made_is_missed_when_it_is_changed_and_mended_as_tol
         ("DROP TABLE secret", "table secret is missing"),
         (f"ALTER TABLE secret OWNER TO {APP_ROLE}", f"the role {APP_ROLE} owns table secret, and may do everything"),
         ("UPDATE schema_migration SET digest = ''", "0001_initial.sql was applied to this database with another"),
-        ("INSERT INTO schema_migration VALUES (9999, '', '')", "the database's schema is version 9999, this server"),
+        (
+            "INSERT INTO schema_migration VALUES (9999, '9999_less_since_9998.sql', '')",
+            "the database's schema is version 9999, for servers that know version 9998",
+        ),
     ],
 )
 def test_what_else_is_wrong_with_the_schema_is_told(dsn: str, broken: str, told: str) -> None:
@@ -164,6 +167,13 @@ def test_what_no_migration_made_is_only_noted(dsn: str) -> None:
     assert [(finding.message, finding.is_problem) for finding in examined(dsn)] == [
         ("index of_a_report of table image is made by no migration", False),
         ("table notes is made by no migration", False),
+    ]
+
+
+def test_what_a_newer_server_added_is_only_noted(dsn: str) -> None:
+    run(dsn, "INSERT INTO schema_migration VALUES (9999, '9999_more.sql', ''); ALTER TABLE image ADD COLUMN more TEXT")
+    assert [(finding.message, finding.is_problem) for finding in examined(dsn)] == [
+        ("9999_more.sql was applied by a newer server", False),
     ]
 
 

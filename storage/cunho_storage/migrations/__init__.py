@@ -1,14 +1,16 @@
 """The schema, as numbered SQL files that only go forward, and what applies them.
 
 A file that was ever applied anywhere never changes again. Applying is one transaction under a lock, so that servers
-that start at once do it once.
+that start at once do it once. Servers go on over a newer schema, and start over it, unless it took away what they need.
 """
 
+import asyncio
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import resources
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import asyncpg
 
@@ -21,6 +23,12 @@ APP_ROLE = "cunho_app"
 
 #: Names the lock: it must be there before the first table is.
 _LOCK = 0x63756E686F
+
+#: How long tables are waited for, since calls queue up behind that, and how often: a backup has them for its whole time.
+_WAIT_SECONDS, _PAUSE_SECONDS, _TRIES = 1, 1, 60
+
+#: The end of the name of a migration that takes away what only servers before a version of the schema need.
+_SINCE = re.compile(r"_since_(\d{4})\.sql$")
 
 #: The table that says which migrations were applied.
 BOOK = """
@@ -39,6 +47,20 @@ REVOKE INSERT, UPDATE ON schema_migration FROM {APP_ROLE};
 
 class MigrationError(Exception):
     """The schema cannot be brought up to date; the message says why and what to do."""
+
+
+class Applied(NamedTuple):
+    """A migration that was applied."""
+
+    name: str
+    #: Of its text.
+    digest: str
+
+    @property
+    def since(self) -> int:
+        """The version of the schema that servers must know to do without what it took away; 0 if it took nothing."""
+        found = _SINCE.search(self.name)
+        return int(found[1]) if found else 0
 
 
 def files() -> list[tuple[int, str, str]]:
@@ -60,12 +82,14 @@ async def migrate(dsn: str) -> list[str]:
     try:
         await connection.execute(f"SELECT pg_advisory_lock({_LOCK})")  # held until the connection is closed
         await _make_role(connection)
-        async with connection.transaction():
-            await connection.execute(BOOK)
-            missing = _missing(await _book(connection))
-            for version, name, text in missing:
-                await _apply(connection, version, name, text)
-            return [name for _, name, _ in missing]
+        for _ in range(_TRIES):
+            with suppress(asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+                return await _apply_missing(connection)
+            await asyncio.sleep(_PAUSE_SECONDS)
+        raise MigrationError(
+            f"the schema was not changed: at each of {_TRIES} tries a transaction, as that of a backup, had its tables; "
+            "migrate when it has ended"
+        )
     finally:
         await connection.close()
 
@@ -79,40 +103,59 @@ async def pending(dsn: str) -> list[str]:
         await connection.close()
 
 
-async def applied(connection: _Connection) -> dict[int, str]:
-    """The digest of every migration that was applied, by its version."""
+async def applied(connection: _Connection) -> dict[int, Applied]:
+    """Every migration that was applied, by its version."""
     if await connection.fetchval("SELECT to_regclass('schema_migration')") is None:
         return {}
     return await _book(connection)
 
 
-def problems(applied: dict[int, str]) -> Iterator[str]:
-    """Why a schema to which these were applied cannot be brought up to date."""
-    known = files()
-    if newer := applied.keys() - {version for version, _, _ in known}:
+def newer(applied: Mapping[int, Applied]) -> dict[int, Applied]:
+    """Those of the applied that this server does not know."""
+    known = {version for version, _, _ in files()}
+    return {version: each for version, each in applied.items() if version not in known}
+
+
+def problems(applied: Mapping[int, Applied]) -> Iterator[str]:
+    """Why a schema to which these were applied cannot be brought up to date, or served from."""
+    known, unknown = files(), newer(applied)
+    newest = known[-1][0]
+    if (since := max((each.since for each in unknown.values()), default=0)) > newest:
         yield (
-            f"the database's schema is version {max(newer)}, this server knows only up to {known[-1][0]}: "
-            "start a server as new as the one that migrated it"
+            f"the database's schema is version {max(unknown)}, for servers that know version {since}, "
+            f"this one knows only up to {newest}: start a newer server"
         )
     for version, name, text in known:
-        if applied.get(version, _digest(text)) != _digest(text):
+        if version in applied and applied[version].digest != _digest(text):
             yield f"{name} was applied to this database with another content: restore the file"
 
 
-def _missing(applied: dict[int, str]) -> list[tuple[int, str, str]]:
+async def _apply_missing(connection: _Connection) -> list[str]:
+    async with connection.transaction():
+        await connection.execute(f"{BOOK} SET LOCAL lock_timeout = '{_WAIT_SECONDS}s'")
+        missing = _missing(await _book(connection))
+        for version, name, text in missing:
+            await _apply(connection, version, name, text)
+        return [name for _, name, _ in missing]
+
+
+def _missing(applied: Mapping[int, Applied]) -> list[tuple[int, str, str]]:
     """The migrations still to be applied. Raises MigrationError."""
     if wrong := "\n".join(problems(applied)):
         raise MigrationError(wrong)
     return [file for file in files() if file[0] not in applied]
 
 
-async def _book(connection: _Connection) -> dict[int, str]:
-    return {row["version"]: row["digest"] for row in await connection.fetch("SELECT * FROM schema_migration")}
+async def _book(connection: _Connection) -> dict[int, Applied]:
+    rows = await connection.fetch("SELECT version, name, digest FROM schema_migration")
+    return {version: Applied(name, digest) for version, name, digest in rows}
 
 
 async def _apply(connection: _Connection, version: int, name: str, text: str) -> None:
     try:
         await connection.execute(text)
+    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+        raise
     except asyncpg.PostgresError as error:
         raise MigrationError(f"{name} failed ({error}), and nothing was changed") from error
     await connection.execute(_GRANTS)
