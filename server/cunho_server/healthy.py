@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2
 
 from cunho_storage.database import Database
 
@@ -29,7 +31,11 @@ class Health:
     def __init__(self, server: grpc.aio.Server, names: Sequence[str]) -> None:
         self._servicer = health.aio.HealthServicer()
         self._names = names
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        answer = health_pb2.HealthCheckResponse.SerializeToString
+        check: Any = grpc.stream_unary_rpc_method_handler(_of_one(self._servicer.Check), response_serializer=answer)
+        watch: Any = grpc.stream_stream_rpc_method_handler(_of_one(self._servicer.Watch), response_serializer=answer)
+        handler = grpc.method_handlers_generic_handler(SERVICE_NAME, {"Check": check, "Watch": watch})
+        server.add_generic_rpc_handlers((handler,))
 
     async def tell(self, answers: bool) -> None:
         """Tells whether the database answers."""
@@ -50,6 +56,28 @@ class Health:
     async def stop(self) -> None:
         """Tells NOT_SERVING from now on."""
         await self._servicer.enter_graceful_shutdown()
+
+
+def _of_one(answer: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    """The behavior of a method whose request is read here: without one, the library would leave its caller waiting."""
+
+    async def behavior(messages: object, context: Any) -> Any:
+        request = _parsed(await context.read())
+        if request is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no request, or its bytes are none")
+        return await answer(request, context)
+
+    return behavior
+
+
+def _parsed(data: Any) -> health_pb2.HealthCheckRequest | None:
+    """The request, if there is one."""
+    if data is grpc.aio.EOF:
+        return None
+    try:
+        return health_pb2.HealthCheckRequest.FromString(data)
+    except DecodeError:
+        return None
 
 
 def _said(answers: bool) -> str:

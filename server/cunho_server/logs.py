@@ -28,6 +28,7 @@ def configure(settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     handler = logging.StreamHandler()
+    handler.addFilter(_matters)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -39,6 +40,11 @@ def configure(settings: Settings) -> None:
         )
     )
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    """False for gRPC's traceback of a caller who left just when a refusal was sent: nothing went wrong here."""
+    return not (record.name.startswith("grpc.") and str(record.msg).startswith("ExecuteBatchError"))
 
 
 def tell(call: "Call") -> None:

@@ -29,7 +29,7 @@ class PageTokens:
         """The token of the page after `place`: values of text, integer or time."""
         values = json.dumps([value.isoformat() if isinstance(value, datetime) else value for value in place])
         body = values.encode()
-        return base64.urlsafe_b64encode(self._digest(caller, request, body) + body).decode().rstrip("=")
+        return _encoded(self._digest(caller, request, body) + body)
 
     def place(self, caller: Caller, request: Any) -> list[Any] | None:
         """The place that the page of the request comes after; None for the first page. Refuses: INVALID_PAGE_TOKEN."""
@@ -39,7 +39,9 @@ class PageTokens:
         try:
             raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
         except ValueError:
-            raise _refused("it is not one that the service gave") from None
+            raw = b""
+        if _encoded(raw) != token:  # other texts stand for the same bytes
+            raise _refused("it is not one that the service gave")
         digest, body = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
         if not hmac.compare_digest(digest, self._digest(caller, request, body)):
             raise _refused("it was given to another caller or for other arguments, or is not one that the service gave")
@@ -62,6 +64,10 @@ class PageTokens:
             data = part if isinstance(part, bytes) else part.encode()
             sealed.update(len(data).to_bytes(8, "big") + data)
         return sealed.digest()
+
+
+def _encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def _refused(problem: str) -> Refusal:

@@ -5,9 +5,13 @@ from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
+#: The messages of v1 are those of v1alpha under another name: alike on the wire.
 _NAMES = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
+_METHOD = "ServerReflectionInfo"
 
 
 class _Pool:
@@ -37,12 +41,18 @@ class _Pool:
 def add(server: grpc.aio.Server, service_names: Iterable[str]) -> None:
     """Adds reflection of the services to the server."""
     servicer = reflection.aio.ReflectionServicer([*service_names, *_NAMES], pool=_Pool())
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        request_deserializer=_parsed,
+        response_serializer=ServerReflectionResponse.SerializeToString,
     )
-    # The messages of v1 are those of v1alpha under another name: alike on the wire.
-    generic = grpc.method_handlers_generic_handler(_NAMES[0], {"ServerReflectionInfo": handler})
-    server.add_generic_rpc_handlers((generic,))
+    for name in _NAMES:
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {_METHOD: handler}),))
+
+
+def _parsed(data: bytes) -> ServerReflectionRequest:
+    """The request; of bytes that are none, one that asks for nothing, which is answered as an invalid argument."""
+    try:
+        return ServerReflectionRequest.FromString(data)
+    except DecodeError:
+        return ServerReflectionRequest()

@@ -1,12 +1,12 @@
 """Tokens: JWTs that are verified with one of the current keys, and signed with a private one. Nothing here knows gRPC."""
 
-import base64
 import json
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jwt
+from jwt.utils import base64url_decode, base64url_encode
 
 from cunho_server.credentials import CallerRole, CredentialsError, Entitlement, entitlement
 from cunho_server.keys import Key, Keys, PrivateKey, algorithm
@@ -45,8 +45,11 @@ def _claims(token: str, keys: Keys, settings: Settings) -> dict[str, Any]:
     if not candidates:
         raise UnknownKeyError(f"signed with the key {header.get('kid')!r}, which is not known")
     claims = _first_verified(token, candidates, settings)
-    for part in token.split(".")[:2]:
-        json.loads(base64.urlsafe_b64decode(f"{part}=="), object_pairs_hook=_no_key_twice)
+    decoded = [base64url_decode(part) for part in token.split(".")]
+    if token != b".".join(map(base64url_encode, decoded)).decode():
+        raise jwt.InvalidTokenError("is another text for the same token")
+    for part in decoded[:2]:
+        json.loads(part, object_pairs_hook=_no_key_twice)
     return claims
 
 

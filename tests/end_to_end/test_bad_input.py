@@ -107,7 +107,7 @@ class Wrong(NamedTuple):
     at: str = ""
 
 
-_TEXTS = {
+TEXTS = {
     "NUL": "a\0b",
     "an escape": "a\x1bb",
     "a C1 control": "a\x85b",
@@ -181,7 +181,7 @@ def _wrong_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
     if field.enum_type is not None:
         yield from ((f"unknown number {number}", number) for number in (-1, 99, 2**31 - 1, -(2**31)))
     elif field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
-        yield from _TEXTS.items()
+        yield from TEXTS.items()
         yield from ((repr(text), text) for text in _wrong_words(field))
     elif field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64):
         bits = 31 if field.cpp_type == FieldDescriptor.CPPTYPE_INT32 else 63
@@ -207,7 +207,7 @@ def _wrong_lists(field: FieldDescriptor) -> Iterator[Wrong]:
     if name != "software":  # the same software may be there twice
         yield Wrong("one twice", lambda owner: getattr(owner, name).append(getattr(owner, name)[0]), "[1]")
     if field.message_type is None:
-        for text in ("", *_TEXTS.values(), *_wrong_words(field)):
+        for text in ("", *TEXTS.values(), *_wrong_words(field)):
             yield Wrong(repr(text[:20]), _appended(name, text), "[1]")
 
 
@@ -561,6 +561,7 @@ NOWHERE = (
     "/google.longrunning.Operations/Nope",
     "/google.longrunning.nope/Nope",
     "/grpc.health.v1.Health/Nope",
+    "/grpc.health.v1.Health/List",
     "/grpc.reflection.v9.ServerReflection/Nope",
     "/nope",
     "/",
@@ -668,7 +669,7 @@ def copy(message: Message) -> Message:
 def change(field: FieldDescriptor, ids: Ids) -> st.SearchStrategy[Callable[[Any], object]]:
     """Ways to give the field another value, whatever it is."""
     name = field.name
-    text = st.sampled_from([*ids, *SAMPLES, *_TEXTS.values()]) | st.text(max_size=80)
+    text = st.sampled_from([*ids, *SAMPLES, *TEXTS.values()]) | st.text(max_size=80)
     if is_map(field):
         return st.dictionaries(text, text, max_size=3).map(lambda value: _entries(name, value))
     if field.message_type is not None and field.message_type.name == "FieldMask":

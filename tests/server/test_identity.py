@@ -211,6 +211,9 @@ WRONG_TOKENS = {
     "claims that are no JSON": (forged(json.dumps(HEADER), "{"), "Invalid payload string"),
     "header that is a list": (forged("[]", json.dumps(CLAIMS)), "must be a json object"),
     "header nested deep": (forged("[" * 4000, json.dumps(CLAIMS)), "Invalid header string"),
+    "padded": (f"{token(CLAIMS)}==", "another text for the same token"),
+    "bits that stand for nothing": (token(CLAIMS)[:-1] + chr(ord(token(CLAIMS)[-1]) + 1), "Invalid crypto padding"),
+    "another character in the signature": (f"{token(CLAIMS)[:-4]}!!!!{token(CLAIMS)[-4:]}", "Invalid crypto padding"),
     "too long": (token(CLAIMS | {"more": "x" * 8192}), "at most 8192 are allowed"),
 }
 

@@ -110,6 +110,17 @@ def audited(written: Any) -> Callable[[], list[dict[str, Any]]]:
     return lambda: [line for line in map(json.loads, lines()) if line["logger"] == "cunho.audit"]
 
 
+def test_a_caller_who_left_just_when_it_was_refused_leaves_no_traceback_and_a_bug_does(written: Any) -> None:
+    lines, grpc_log = written(), logging.getLogger("grpc._cython.cygrpc")
+    for told in ("ExecuteBatchError raised in core by servicer method [%s]", "Unexpected [%s] raised by servicer"):
+        try:
+            raise RuntimeError
+        except RuntimeError:
+            grpc_log.exception(told, "/cunho.v1.ImageService/GetImage")
+    assert [line.count("raised") for line in lines() if line.startswith("20")] == [1]
+    assert [line.strip() for line in lines()].count("RuntimeError") == 1
+
+
 def test_a_mutation_leaves_a_line_that_says_who_did_what(world: World, audited: Any) -> None:
     tenant = world.tenant()
     image = world.image(tenant, name=FORGED.split("\n")[0])

@@ -184,6 +184,35 @@ def test_the_health_of_an_unknown_service_is_not_found(channel: grpc.Channel) ->
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+# --- what is no request
+
+NOT_REQUESTS = {"no protobuf": [b"\xff"], "no UTF-8": [b"\x0a\x01\xff"], "nothing": []}
+
+
+@pytest.mark.parametrize("sent", NOT_REQUESTS.values(), ids=NOT_REQUESTS)
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_what_is_no_request_for_health_is_refused_at_once(
+    channel: grpc.Channel, method: str, sent: list[bytes]
+) -> None:
+    called: Any = channel.stream_stream(f"/grpc.health.v1.Health/{method}")
+    with pytest.raises(grpc.RpcError) as caught:
+        next(called(iter(sent), timeout=10))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "there is no request, or its bytes are none"
+
+
+@every_version
+@pytest.mark.parametrize("sent", [b"\xff", b"\x0a\x01\xff"])
+def test_what_is_no_request_for_reflection_is_an_invalid_argument(
+    channel: grpc.Channel, version: str, sent: bytes
+) -> None:
+    called: Any = channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
+    wrong, right = called(iter([sent, ServerReflectionRequest(list_services="").SerializeToString()]), timeout=10)
+    error = ServerReflectionResponse.FromString(wrong).error_response
+    assert error.error_code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert ServerReflectionResponse.FromString(right).HasField("list_services_response")
+
+
 # --- grpcurl
 
 GRPCURL = shutil.which("grpcurl") or shutil.which("grpcurl", path=Path(sys.executable).parent)
