@@ -64,6 +64,14 @@ test: lint check-protos ## lint, check the generated code, run every test
 robustness: .venv/installed ## attack the service for as long as it takes: docs/robustness.md says how
 	ROBUSTNESS=long $(BIN)/pytest tests/robustness
 
+.PHONY: bench
+bench: .venv/installed ## measure what calls cost beside what they must: docs/performance.md
+	@$(BIN)/python -m bench $(BENCH)
+
+.PHONY: bench-growth
+bench-growth: .venv/installed ## measure what calls cost at 10,000, 100,000 and 1,000,000 images
+	@$(BIN)/python -m bench --growth $(BENCH)
+
 .PHONY: lint
 lint: .venv/installed $(GOOGLEAPIS) ## check style, types, layers and protos
 	$(BIN)/ruff check
