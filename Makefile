@@ -42,7 +42,7 @@ $(BIN)/uv:
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 .venv/installed: requirements.lock pyproject.toml client/pyproject.toml | $(BIN)/uv
-	@$(BIN)/uv pip sync --quiet --require-hashes --build-constraints requirements.lock requirements.lock
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --build-constraints requirements.lock requirements.lock
 	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e client -e .
 	@touch $@
 
