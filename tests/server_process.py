@@ -70,12 +70,15 @@ class Server:
 
     def client(self, account_id: str) -> Client:
         """A client of an account, on a connection of its own; of the operator, if that is its name."""
-        signer = Signer(keys.private_key(self.data_dir / "development-key.pem"), Settings.model_validate({}))
-        token = signer.token(account_id, "operator" if account_id == "operator" else "account", seconds=600)
         options = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
         channel = grpc.insecure_channel(self.address, options)
-        self._clients.append(client := Client(channel, token=token))
+        self._clients.append(client := Client(channel, token=self.token(account_id)))
         return client
+
+    def token(self, account_id: str) -> str:
+        """A token of an account; of the operator, if that is its name."""
+        signer = Signer(keys.private_key(self.data_dir / "development-key.pem"), Settings.model_validate({}))
+        return signer.token(account_id, "operator" if account_id == "operator" else "account", seconds=600)
 
     @property
     def dsn(self) -> str:

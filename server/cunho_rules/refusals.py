@@ -484,8 +484,8 @@ REFUSALS: dict[Reason, Entry] = {
     Reason.TOO_MANY_CALLS: _entry(
         Code.RESOURCE_EXHAUSTED,
         "ALL-7",
-        "as many calls are under way as may be at once for {scope}: {limit}",
-        "Call again in a moment, with fewer calls at once; the operator sets the limit with {setting}.",
+        "these are too many calls for {scope}: the limit is {limit} {unit}",
+        "Call again in a moment, with fewer calls; the operator sets the limit with {setting}.",
         retry=Retry.CALL,
     ),
     Reason.CALL_TIMED_OUT: _entry(

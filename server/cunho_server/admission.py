@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from cunho_rules.model import Caller
 from cunho_rules.refusals import Reason, Refusal
+from cunho_server.pace import Pace
 from cunho_server.settings import Settings
 
 
@@ -20,16 +21,29 @@ class Admission:
     Attributes:
         calls: those under way, without the waits.
         waits: those that wait for operations.
+        pace: how many calls a second an account may make.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.pace = Pace(settings.calls_per_second_per_account_max)
         self._of_account: Counter[str] = Counter()
         self._of_peer: Counter[str] = Counter()
         self.calls = self.waits = 0
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
+
+    async def keep_pace(self, caller: Caller) -> None:
+        """Counts a call in the pace of its account. Refuses: TOO_MANY_CALLS."""
+        if self.pace.let(_account(caller)):
+            return
+        if seconds := self.pace.turn_seconds():
+            await asyncio.sleep(seconds)
+        limit, unit = f"{self.pace.calls_per_second:.0f}", "a second"
+        if self.pace.slowed:
+            raise _too_many("the account, while this server process is behind", limit, unit, "processes")
+        raise _too_many("the account", limit, unit, "calls_per_second_per_account_max")
 
     @contextmanager
     def call(self, caller: Caller, peer: str) -> Iterator[None]:
@@ -38,7 +52,7 @@ class Admission:
         Args:
             peer: network address, without the port.
         """
-        account = caller.account_id or f"operator:{caller.actor}"
+        account = _account(caller)
         self._let(self.calls, "calls_max", "this server process")
         self._let(self._of_account[account], "calls_per_account_max", "the account")
         self._let(self._of_peer[peer], "calls_per_peer_max", "the network address")
@@ -84,11 +98,20 @@ class Admission:
             raise Refusal(Reason.SERVICE_STOPPING)
         limit: int = getattr(self._settings, setting)
         if under_way >= limit:
-            raise Refusal(Reason.TOO_MANY_CALLS, limit=limit, scope=scope, setting=f"CUNHO_{setting.upper()}")
+            raise _too_many(scope, str(limit), "at once", setting)
 
     def _left(self) -> None:
         if not self.calls + self.waits:
             self._idle.set()
+
+
+def _account(caller: Caller) -> str:
+    """Who makes a call, for the count: an account, or somebody of the operator's."""
+    return caller.account_id or f"operator:{caller.actor}"
+
+
+def _too_many(scope: str, limit: str, unit: str, setting: str) -> Refusal:
+    return Refusal(Reason.TOO_MANY_CALLS, scope=scope, limit=limit, unit=unit, setting=f"CUNHO_{setting.upper()}")
 
 
 def _one_less(counts: Counter[str], key: str) -> None:

@@ -230,6 +230,13 @@ class Settings(BaseSettings):
     calls_per_peer_max: int = Field(
         400, ge=1, le=100000, description="Calls from one network address that each process answers at once."
     )
+    calls_per_second_per_account_max: int = Field(
+        10000,
+        ge=1,
+        le=1000000,
+        description="Calls a second of one account that each process answers; one that falls behind lets those who call "
+        "most make fewer.",
+    )
     waits_max: int = Field(
         10000, ge=1, le=1000000, description="Calls that wait for operations, in each process; they count apart."
     )

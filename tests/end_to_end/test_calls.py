@@ -35,6 +35,7 @@ def test_an_account_has_so_many_calls_at_once_and_each_so_much_time(
             "TOO_MANY_CALLS",
             "ALL-7",
             limit=1,
+            unit="at once",
             scope="the account",
             setting="CUNHO_CALLS_PER_ACCOUNT_MAX",
         ):

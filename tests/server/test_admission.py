@@ -105,7 +105,7 @@ def test_calls_over_a_limit_are_refused_at_once_and_those_under_way_go_on(
     with served(workers=0, **{setting: 2}) as scene:
         under_way = scene.start(2)
         refused = scene.send()
-        assert told(refused) == {"limit": "2", "scope": scope, "setting": f"CUNHO_{setting.upper()}"}
+        assert told(refused) == {"limit": "2", "unit": "at once", "scope": scope, "setting": f"CUNHO_{setting.upper()}"}
         assert detail(refused, RetryInfo).retry_delay.seconds == 1
         assert 800 <= int(dict(refused.trailers)["grpc-retry-pushback-ms"]) <= 1200
         scene.go.set()

@@ -249,8 +249,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     metadata: incident_id
     """
     TOO_MANY_CALLS: _ErrorReason.ValueType  # 59
-    """RESOURCE_EXHAUSTED. As many calls are under way as may be at once for the account, the network address or the server process.
-    metadata: limit, scope, setting
+    """RESOURCE_EXHAUSTED. There are more calls than may be, at once or a second, for the account, the network address or the
+    server process; a process that falls behind lets those who call most make fewer.
+    metadata: limit, unit ("at once" or "a second"), scope, setting
     """
     CALL_TIMED_OUT: _ErrorReason.ValueType  # 60
     """DEADLINE_EXCEEDED. The time that the call had, by its own deadline or by the operator's limit, is over.
@@ -494,8 +495,9 @@ INTERNAL_ERROR: ErrorReason.ValueType  # 58
 metadata: incident_id
 """
 TOO_MANY_CALLS: ErrorReason.ValueType  # 59
-"""RESOURCE_EXHAUSTED. As many calls are under way as may be at once for the account, the network address or the server process.
-metadata: limit, scope, setting
+"""RESOURCE_EXHAUSTED. There are more calls than may be, at once or a second, for the account, the network address or the
+server process; a process that falls behind lets those who call most make fewer.
+metadata: limit, unit ("at once" or "a second"), scope, setting
 """
 CALL_TIMED_OUT: ErrorReason.ValueType  # 60
 """DEADLINE_EXCEEDED. The time that the call had, by its own deadline or by the operator's limit, is over.

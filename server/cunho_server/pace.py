@@ -1,0 +1,111 @@
+"""How many calls a second an account may make: as many as the settings say, and fewer while this process falls behind.
+
+Then the pace goes down, step by step, until those who call most make room, and up again once calls are taken up in time;
+whoever calls less than the pace notices nothing. Nothing here knows gRPC.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+#: A process is behind when so many calls in a row waited longer than this to be taken up, while it used that much of a
+#: core. One that others keep from its core is late as well, but to refuse calls would not help.
+_DELAY_SECONDS_MAX, _LATE_MAX, _BUSY_MIN = 0.025, 3, 0.5
+
+#: Pause from one look at that to the next.
+_LOOK_SECONDS = 0.05
+
+#: What a look makes of the pace: when the process is behind; when it is in time; and when besides nobody was refused.
+_SLOWER, _FASTER, _MUCH_FASTER = 0.8, 1.1, 1.5
+
+#: Calls refused for each that was let in, from which on the pace goes no further down: refusing takes time, too.
+_REFUSED_MAX = 4
+
+#: The pace is never slower.
+_CALLS_PER_SECOND_MIN = 10
+
+#: How far ahead of the pace an account may be. What comes at once is no haste while the process is in time.
+_AHEAD_SECONDS, _AHEAD_SECONDS_SLOWED = 1, 0.02
+
+#: Refusals that are sent each second, and the longest that one waits for its turn.
+_REFUSALS_PER_SECOND, _TURN_SECONDS_MAX = 1000, 1
+
+
+class Pace:
+    """The pace of calls in this process.
+
+    Args:
+        most: calls a second that the settings allow an account.
+
+    Attributes:
+        calls_per_second: how many an account may make now.
+    """
+
+    def __init__(self, most: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.calls_per_second: float = most
+        self._most = most
+        self._clock = clock
+        #: When each account will have been at the pace, if it makes no more calls until then.
+        self._even: dict[str, float] = {}
+        #: When the last refusal is sent.
+        self._turn = 0.0
+        self._let = self._refused = self._late = 0
+        self._looked, self._used_seconds = clock(), time.process_time()
+
+    @property
+    def slowed(self) -> bool:
+        """Whether it is slower than the settings say."""
+        return self.calls_per_second < self._most
+
+    def let(self, account: str) -> bool:
+        """Whether the account may make a call now, which then counts."""
+        now = self._clock()
+        even = max(self._even.get(account, now), now)
+        if even - now > (_AHEAD_SECONDS_SLOWED if self.slowed else _AHEAD_SECONDS):
+            self._refused += 1
+            return False
+        self._let += 1
+        self._even[account] = even + 1 / self.calls_per_second
+        return True
+
+    def turn_seconds(self) -> float:
+        """How long a refusal is to wait: 0 unless there are so many that sending them would take the time of calls.
+
+        Meanwhile its caller has one stream less to call by: that slows down who does not heed refusals.
+        """
+        now = self._clock()
+        self._turn = min(max(self._turn + 1 / _REFUSALS_PER_SECOND, now), now + _TURN_SECONDS_MAX)
+        return self._turn - now
+
+    async def follow(self, probe: Callable[[float], Awaitable[bool]]) -> None:
+        """Keeps the pace to what this process can take up, until cancelled.
+
+        Args:
+            probe: whether a call is answered within so many seconds.
+        """
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            in_time = not (self._let or self._refused) or await probe(_DELAY_SECONDS_MAX)
+            self.adjust(time.process_time(), in_time=in_time)
+
+    def adjust(self, used_seconds: float, *, in_time: bool) -> None:
+        """Makes the pace slower if the process is behind, and faster if it is not.
+
+        Args:
+            used_seconds: time of a core that the process has used since it started.
+            in_time: whether a call was just taken up in time.
+        """
+        now = self._clock()
+        seconds, used_seconds_before = now - self._looked, self._used_seconds
+        busy = used_seconds - used_seconds_before >= _BUSY_MIN * seconds
+        self._late = self._late + 1 if busy and not in_time else 0
+        if not self._late:
+            self.calls_per_second = min(
+                self.calls_per_second * (_FASTER if self._refused else _MUCH_FASTER), self._most
+            )
+        elif self._late >= _LATE_MAX and self._refused <= self._let * _REFUSED_MAX:
+            slower = _SLOWER * (self.calls_per_second if self.slowed else self._let / seconds)
+            self.calls_per_second = min(max(slower, _CALLS_PER_SECOND_MIN), self._most)
+        self._let = self._refused = 0
+        self._looked, self._used_seconds = now, used_seconds
+        self._even = {account: even for account, even in self._even.items() if even > now}

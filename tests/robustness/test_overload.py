@@ -1,0 +1,128 @@
+"""Ten times what a server can answer, and one account that wants all of it: the others are answered as before.
+
+What is a matter of seconds is only asserted by `make robustness`, on a machine that has nothing else to do.
+"""
+
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from tests.end_to_end.requests_of import BY_NAME, Answer, call
+from tests.end_to_end.steps import until
+from tests.robustness.load import Load, Outcome
+from tests.robustness.processes import Process, calling
+from tests.robustness.scale import LONG, scaled
+from tests.server_process import Server, serving
+from tests.world import GUANGZHOU, Postgres
+
+from cunho import v1 as pb
+
+RESOLVE = BY_NAME["ResolveImage"].path
+FAMILY = pb.ResolveImageRequest(region_id=GUANGZHOU, family="debian-12").SerializeToString()
+SECONDS = scaled(2, 20)
+
+#: How much more memory a process may hold after an overload.
+MEMORY_BYTES = 64 << 20
+
+
+@contextmanager
+def served(postgres: Postgres, folder: Path, **settings: Any) -> Iterator[Server]:
+    """A server of one process."""
+    with serving(
+        folder / "data", PROCESSES=1, SHUTDOWN_SECONDS=0, DATABASE_URL=postgres.database(), **settings
+    ) as server:
+        yield server
+
+
+def load(server: Server, account_id: str, rate: float, **more: Any) -> Load:
+    """Calls of an account, each of which has an answer."""
+    given = {"seconds": SECONDS} | more
+    return Load(server.address, RESOLVE, server.token(account_id), FAMILY.hex(), rate, **given)
+
+
+def capacity(server: Server) -> float:
+    """How many calls a second the server answers to eight callers that call again and again."""
+    outcome = load(server, "acme", 1e5, connections=1, streams=8, seconds=scaled(1, 5)).start().outcome()
+    return len(outcome.answered) / scaled(1, 5)
+
+
+def p99(seconds: list[float]) -> float:
+    """What all but one in a hundred stayed below."""
+    return statistics.quantiles(seconds, n=100)[-1]
+
+
+def is_refused(answer: Answer) -> bool:
+    """Whether the call was refused; if so, it says that there are too many calls, and when to come again."""
+    if answer.code is grpc.StatusCode.OK:
+        return False
+    assert (answer.code, answer.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+    assert any(each.Unpack(RetryInfo()) for each in answer.status.details)
+    return True
+
+
+def assert_only_refused(outcome: Outcome) -> None:
+    """Whatever was not answered was refused; a stream that gRPC did not take at all (REFUSED_STREAM) is sent anew."""
+    assert outcome.failed.keys() <= {"reset 7"}
+
+
+def test_an_account_over_its_pace_starves_nobody(postgres: Postgres, tmp_path: Path) -> None:
+    with (
+        served(postgres, tmp_path, CALLS_PER_SECOND_PER_ACCOUNT_MAX=50) as server,
+        grpc.insecure_channel(server.address, [("grpc.enable_retries", 0)]) as channel,
+    ):
+        noisy = load(server, "acme", 500).start()
+        with calling(channel, server.token("globex"), RESOLVE, FAMILY) as others:
+            until(lambda: is_refused(call(channel, RESOLVE, FAMILY, server.token("acme"))))
+            outcome = noisy.outcome()
+        assert {answer.code for answer in others} == {grpc.StatusCode.OK}
+        assert_only_refused(outcome)
+        assert len(outcome.answered) <= 50 * (SECONDS + 2), "a second's worth may come at once"
+        assert len(outcome.refused) > len(outcome.answered)
+        until(lambda: call(channel, RESOLVE, FAMILY, server.token("acme")).code is grpc.StatusCode.OK)
+
+
+def test_ten_times_the_capacity_is_refused_and_leaves_nothing_behind(postgres: Postgres, tmp_path: Path) -> None:
+    with (
+        served(postgres, tmp_path) as server,
+        grpc.insecure_channel(server.address, [("grpc.enable_retries", 0)]) as channel,
+    ):
+        most = capacity(server)
+        unloaded = load(server, "acme", most / 10).start().outcome()
+        process = Process(server)
+        memory_bytes = process.memory_bytes
+        noisy = load(server, "acme", 10 * most).start()
+        with calling(channel, server.token("globex"), RESOLVE, FAMILY) as others:
+            outcome = noisy.outcome()
+        report(most, unloaded, outcome)
+        assert {answer.code for answer in others} == {grpc.StatusCode.OK}
+        assert_only_refused(outcome)
+        assert process.memory_bytes < memory_bytes + MEMORY_BYTES
+        until(lambda: call(channel, RESOLVE, FAMILY, server.token("acme")).code is grpc.StatusCode.OK)
+        if LONG:
+            assert len(outcome.refused) > len(outcome.answered)
+            assert p99(outcome.answered) < 5 * p99(unloaded.answered)
+
+
+def report(most: float, unloaded: Outcome, outcome: Outcome) -> None:
+    """Prints what docs/robustness.md tells, for `pytest -s`."""
+    milliseconds = (1000 * p99(each) for each in (unloaded.answered, outcome.answered, outcome.refused or [0, 0]))
+    print(
+        f"capacity {most:.0f}/s; p99 unloaded {{:.1f}} ms, answered {{:.1f}} ms, refused {{:.1f}} ms".format(
+            *milliseconds
+        )
+    )
+    print(f"offered {outcome.due}, answered {len(outcome.answered)}, refused {len(outcome.refused)}, {outcome.failed}")
+
+
+@pytest.mark.skipif(not LONG, reason="what many accounts get is a matter of time: make robustness")
+def test_accounts_that_want_too_much_together_are_cut_alike(postgres: Postgres, tmp_path: Path) -> None:
+    with served(postgres, tmp_path) as server:
+        most = capacity(server)
+        running = [load(server, f"account-{index}", most, connections=1).start() for index in range(5)]
+        answered = [len(each.outcome().answered) for each in running]
+        assert min(answered) > max(answered) / 2

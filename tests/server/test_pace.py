@@ -1,0 +1,180 @@
+"""How many calls a second an account may make: as many as the settings say; in a process that falls behind, its share."""
+
+import asyncio
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from grpc import StatusCode
+from tests import world as worlds
+from tests.end_to_end.requests_of import BY_NAME, Answer, call
+from tests.world import Postgres
+
+from cunho import v1 as pb
+from cunho_rules.model import Caller, Role
+from cunho_rules.refusals import Refusal
+from cunho_server.admission import Admission
+from cunho_server.pace import Pace
+from cunho_server.settings import Settings
+
+GET, ABSENT = BY_NAME["GetImage"].path, pb.GetImageRequest(image_id="img-00000000").SerializeToString()
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    seconds = 1.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Process:
+    """A process that has so many seconds for calls in each second; each account sends as many as it likes."""
+
+    def __init__(self, most: float = 10_000) -> None:
+        self.clock = Clock()
+        self.pace = Pace(most, self.clock)
+        self._used_seconds = 0.0
+
+    def look(self, *, in_time: bool, busy: float = 1, **calls_per_second: int) -> dict[str, int]:
+        """A tenth of a second up to the next look; how many calls of each account were let in."""
+        let = dict.fromkeys(calls_per_second, 0)
+        for step in range(100):
+            self.clock.seconds += 0.001
+            for account, number in calls_per_second.items():
+                for _ in range((step + 1) * number // 1000 - step * number // 1000):
+                    let[account] += self.pace.let(account)
+        self._used_seconds += busy / 10
+        self.pace.adjust(self._used_seconds, in_time=in_time)
+        return let
+
+    def behind(self, looks: int, **calls_per_second: int) -> dict[str, int]:
+        """As `look`, so often, while it falls behind; what was let in up to the last."""
+        for _ in range(looks - 1):
+            self.look(in_time=False, **calls_per_second)
+        return self.look(in_time=False, **calls_per_second)
+
+
+@pytest.fixture
+def process() -> Process:
+    process = Process()
+    process.pace.adjust(0, in_time=True)
+    return process
+
+
+def detail(answer: Answer, kind: type[ErrorInfo] | type[RetryInfo]) -> ErrorInfo | RetryInfo:
+    message = kind()
+    assert any(each.Unpack(message) for each in answer.status.details)
+    return message
+
+
+def test_an_account_over_its_calls_a_second_is_refused_and_others_are_not(postgres: Postgres) -> None:
+    with (
+        worlds.world(postgres, workers=0, calls_per_second_per_account_max=1) as world,
+        grpc.insecure_channel(world.address, [("grpc.enable_retries", 0)]) as channel,
+    ):
+        answers = [call(channel, GET, ABSENT, world.token("acme")) for _ in range(20)]
+        refused = answers[-1]
+        assert (refused.code, refused.reason) == (StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+        info = detail(refused, ErrorInfo)
+        assert isinstance(info, ErrorInfo)
+        setting = "CUNHO_CALLS_PER_SECOND_PER_ACCOUNT_MAX"
+        assert info.metadata == {"limit": "1", "unit": "a second", "scope": "the account", "setting": setting}
+        assert isinstance(detail(refused, RetryInfo), RetryInfo)
+        assert call(channel, GET, ABSENT, world.token("globex")).reason == "IMAGE_NOT_FOUND"
+
+
+def test_the_pace_lets_in_so_many_calls_a_second() -> None:
+    process = Process(most=100)
+    for _ in range(20):  # what may come at once is used up
+        process.look(in_time=True, acme=1000)
+    assert sum(process.look(in_time=True, acme=1000)["acme"] for _ in range(10)) == pytest.approx(100, abs=2)
+
+
+def test_calls_at_once_are_let_in_while_the_process_is_in_time(process: Process) -> None:
+    assert all(process.pace.let("acme") for _ in range(1000))
+
+
+def test_a_process_that_is_behind_cuts_those_who_call_most_and_nobody_else(process: Process) -> None:
+    let = process.behind(12, acme=1000, globex=20)
+    assert let["globex"] == 2, "all of its calls"
+    assert let["acme"] <= 30, "of a hundred"
+
+
+def test_one_late_call_changes_nothing(process: Process) -> None:
+    process.behind(2, acme=1000)
+    process.look(in_time=True, acme=1000)
+    process.behind(2, acme=1000)
+    assert not process.pace.slowed
+
+
+def test_a_process_that_others_keep_from_its_core_refuses_nobody(process: Process) -> None:
+    for _ in range(20):
+        process.look(in_time=False, busy=0.4, acme=1000)
+    assert not process.pace.slowed
+
+
+def test_the_pace_stays_where_refusals_are_most_of_the_work(process: Process) -> None:
+    let = process.behind(100, acme=1000)
+    assert 10 <= let["acme"] <= 20, "of a hundred"
+
+
+def test_the_pace_is_never_slower_than_the_slowest(process: Process) -> None:
+    process.behind(100, **{f"account_{index}": 10 for index in range(50)})
+    assert process.pace.calls_per_second == 10
+
+
+def test_the_pace_recovers_by_itself(process: Process) -> None:
+    process.behind(100, acme=1000)
+    looks = 0
+    while process.pace.slowed:
+        process.look(in_time=True, acme=100)
+        looks += 1
+    assert looks < 100
+    assert process.look(in_time=True, acme=1000) == {"acme": 100}
+
+
+def test_a_slowed_pace_is_told_with_what_makes_room() -> None:
+    admission = Admission(Settings.model_validate({"calls_per_second_per_account_max": 1000}))
+    admission.pace.calls_per_second = 50
+    caller = Caller("acme", Role.ACCOUNT, "acme")
+
+    async def calls() -> None:
+        for _ in range(10):
+            await admission.keep_pace(caller)
+
+    with pytest.raises(Refusal) as refused:
+        asyncio.run(calls())
+    told = {"limit": "50", "unit": "a second", "setting": "CUNHO_PROCESSES"}
+    assert refused.value.metadata == told | {"scope": "the account, while this server process is behind"}
+
+
+def test_refusals_are_sent_at_once_until_there_are_very_many(process: Process) -> None:
+    assert process.pace.turn_seconds() == 0
+    turns = [process.pace.turn_seconds() for _ in range(5000)]
+    assert turns[0] <= 0.001
+    assert turns[-1] == 1
+    process.clock.seconds += 2
+    assert process.pace.turn_seconds() == 0
+
+
+def test_accounts_that_call_no_more_are_forgotten(process: Process) -> None:
+    for index in range(100):
+        process.pace.let(f"account-{index}")
+    process.look(in_time=True)
+    assert process.pace._even == {}
+
+
+async def test_the_pace_follows_the_probe() -> None:
+    pace, asked = Pace(10_000), asyncio.Event()
+
+    async def probe(seconds: float) -> bool:
+        asked.set()
+        return True
+
+    task = asyncio.create_task(pace.follow(probe))
+    pace.let("acme")
+    await asyncio.wait_for(asked.wait(), 10)
+    task.cancel()
+    await asyncio.wait({task})
