@@ -2,17 +2,21 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.end_to_end.steps import until
 from tests.world import CATALOG
 
@@ -20,6 +24,8 @@ from cunho import CHANNEL_OPTIONS, Client
 from cunho_server import keys
 from cunho_server.settings import Settings
 from cunho_server.tokens import Signer
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Server:
@@ -47,7 +53,7 @@ class Server:
         given: dict[str, object] = own | settings
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CUNHO_")}
         environment |= {f"CUNHO_{name}": str(value) for name, value in given.items()}
-        self._log = data_dir.parent / f"log-{self.port}"
+        self._log = data_dir.parent / f"log-{uuid4().hex}"
         with self._log.open("w") as log:
             command = [str(python), "-m", "cunho_server", "serve"]
             self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
@@ -68,10 +74,15 @@ class Server:
         """What it wrote."""
         return self._log.read_text()
 
-    def client(self, account_id: str) -> Client:
-        """A client of an account, on a connection of its own; of the operator, if that is its name."""
-        options = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
-        channel = grpc.insecure_channel(self.address, options)
+    def client(self, account_id: str, address: str = "", *, repeats: bool = True) -> Client:
+        """A client of an account, on a connection of its own; of the operator, if that is its name.
+
+        Args:
+            address: of a proxy to go through. Default: the server's own.
+            repeats: whether it sends calls again by itself.
+        """
+        options = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", int(repeats)))
+        channel = grpc.insecure_channel(address or self.address, options)
         self._clients.append(client := Client(channel, token=self.token(account_id)))
         return client
 
@@ -87,15 +98,7 @@ class Server:
 
     def sql(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """The rows of a query."""
-
-        async def fetch() -> list[tuple[Any, ...]]:
-            connection = await asyncpg.connect(self.dsn)
-            try:
-                return [tuple(row) for row in await connection.fetch(query, *arguments)]
-            finally:
-                await connection.close()
-
-        return asyncio.run(fetch())
+        return rows(self.dsn, query, *arguments)
 
     def processes(self) -> list[int]:
         """The numbers of the processes that answer calls."""
@@ -128,6 +131,37 @@ def _command(number: str) -> str:
         return Path(f"/proc/{number}/cmdline").read_text()
     except FileNotFoundError:
         return ""
+
+
+def health(server: Server, service: str = "") -> int:
+    """What the health service answers on a connection of its own."""
+    with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status)
+        except grpc.RpcError:
+            return NOT_SERVING
+
+
+def metric(server: Server, name: str) -> float:
+    """A number that the server tells of itself, by its name with its labels; 0 if it does not tell it yet."""
+    (address,) = re.findall(r"metrics on (http://\S+)", server.log)
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines())
+    return float(lines.get(name, 0))
+
+
+def rows(dsn: str, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    """The rows of a query to a database."""
+
+    async def fetch() -> list[tuple[Any, ...]]:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return [tuple(row) for row in await connection.fetch(query, *arguments)]
+        finally:
+            await connection.close()
+
+    return asyncio.run(fetch())
 
 
 def reserved_port(port: int = 0) -> socket.socket:

@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from cunho.v1 import Advice
 
 DOMAIN = "cunho.v1"
+_UNHEARD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Detail = TypeVar("Detail", bound=Message)
@@ -74,10 +75,10 @@ class Refused(Exception):
         """True if the same call, with the same request_id, may succeed later.
 
         False for RETRY_READ_AGAIN, where the call itself has to change first. If the refusal is not the service's own,
-        true if the service was not reached or did not answer in time.
+        true if the service was not reached, did not answer in time, or stopped before it began (CANCELLED).
         """
         if self.retry == Advice.RETRY_UNSPECIFIED:
-            return self.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            return self.code in _UNHEARD
         return self.retry == Advice.RETRY_CALL
 
     def __str__(self) -> str:

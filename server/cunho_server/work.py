@@ -120,7 +120,7 @@ class Work:
         while not task.cancelling():  # an error on the way out can take the place of the cancellation
             try:
                 await once()
-            except Refusal:  # the database is away, which is logged where it is found
+            except (Refusal, Conflict):  # the database is away, which is logged where it is found, or busy
                 await asyncio.sleep(_LOOK_SECONDS)
             except Exception:
                 log.exception("bug in %s", once.__name__)

@@ -79,8 +79,11 @@ _OUTAGES = (
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # asked between the server's last word and the end of the connection
+    # What the machine of PostgreSQL cannot do now: a full disk, a file that cannot be read or written.
+    asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,  # a standby
     asyncpg.TargetServerAttributeNotMatched,
     OSError,

@@ -11,24 +11,33 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from socket import AF_UNIX
 from socket import socket as new_socket
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 from urllib.parse import quote
 
 _SOCKET_PATH_LIMIT_BYTES = 103  # 107 on Linux, less elsewhere
-_SETTINGS = ("--listen_addresses=", "--unix_socket_permissions=0700", "--jit=off")
+_SETTINGS = (
+    "--listen_addresses=",
+    "--unix_socket_permissions=0700",
+    "--jit=off",
+    # After a crash all files are synced: at once, where the system can, instead of a thousand one by one.
+    *(("--recovery_init_sync_method=syncfs",) if sys.platform == "linux" else ()),
+)
 #: The setting of a PostgreSQL that was started to be fast rather than to keep what it is given.
 MAY_LOSE_DATA = "cunho.may_lose_data"
 _NOT_DURABLE = ("--fsync=off", "--synchronous_commit=off", "--full_page_writes=off", f"--{MAY_LOSE_DATA}=on")
 # Nothing of our own environment: no secrets, and no PG* variables, which would redirect PostgreSQL's programs.
 _ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC"}
+#: How long processes of a PostgreSQL may take to end whose first process was killed: as long as their statements do.
+_LEFT_BEHIND_SECONDS = 20
 _ADD_USER = """
 id cunho || useradd --system --user-group --no-create-home --shell /usr/sbin/nologin cunho || adduser -S -D -H cunho
 """
@@ -79,18 +88,18 @@ def start(folder: Path, *, durable: bool = True, connections: int = 200) -> Embe
     Raises EmbeddedError, and then leaves nothing running.
     """
     folder = folder.absolute()
-    try:
-        with ExitStack() as undo:
-            user = _User.of(_data(folder))
-            _make(folder, user)
-            _lock(folder, undo)
-            programs = _programs(folder, user)
-            data = _data(folder) or _new_data(folder, user, programs)
-            socket = _socket_folder(folder, user, undo)
-            place = (f"--unix_socket_directories={socket}", "--port=5432", f"--max_connections={connections}")
-            settings = (*place, *_SETTINGS, *(() if durable else _NOT_DURABLE))
+    with _explained(folder), ExitStack() as undo:
+        user = _User.of(_data(folder))
+        _make(folder, user)
+        _lock(folder, undo)
+        programs = _programs(folder, user)
+        data = _data(folder) or _new_data(folder, user, programs)
+        socket = _socket_folder(folder, user, undo)
+        place = (f"--unix_socket_directories={socket}", "--port=5432", f"--max_connections={connections}")
+        settings = (*place, *_SETTINGS, *(() if durable else _NOT_DURABLE))
 
-            def launch() -> subprocess.Popen[Any]:
+        def launch() -> subprocess.Popen[Any]:
+            with _explained(folder):
                 process = _launch(data, user, programs, *settings)
                 try:
                     _wait(process, folder, lambda: user.run(programs / "pg_isready", "-h", socket, check=False))
@@ -99,7 +108,14 @@ def start(folder: Path, *, durable: bool = True, connections: int = 200) -> Embe
                     raise
                 return process
 
-            return Embedded(_dsn(socket), launch, undo)
+        return Embedded(_dsn(socket), launch, undo)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Whatever keeps PostgreSQL from running, as EmbeddedError."""
+    try:
+        yield
     except subprocess.CalledProcessError as error:
         raise EmbeddedError(f"{error.cmd[0]} failed for the data folder {folder}: {error.stdout.strip()}") from error
     except OSError as error:
@@ -263,15 +279,36 @@ def _launch(data: Path, user: _User, programs: Path, *settings: str) -> subproce
     log.touch(mode=0o600)  # it quotes statements
     with (data.parent / "postgres.lock").open("a") as lock, log.open("ab") as output:
         # PostgreSQL inherits this lock: the process number in its own lock files may be another process's by now.
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for stale in (data / "postmaster.pid", data.parent / "socket" / ".s.PGSQL.5432.lock"):
-                stale.unlink(missing_ok=True)
-        except BlockingIOError:
-            user.run(programs / "pg_ctl", "stop", "-D", data, "-m", "fast")
+        if not _locks(lock):
+            # Fails if its first process was killed. The others have not noticed yet; they end by themselves.
+            user.run(programs / "pg_ctl", "stop", "-D", data, "-m", "fast", check=False)
+            _wait_for(lock, data)
+        for stale in (data / "postmaster.pid", data.parent / "socket" / ".s.PGSQL.5432.lock"):
+            stale.unlink(missing_ok=True)
         fcntl.flock(lock, fcntl.LOCK_SH)
         inout: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "pass_fds": [lock.fileno()]}
         return subprocess.Popen((programs / "postgres", "-D", data, *settings), **inout, **user.options())
+
+
+def _locks(lock: IO[str]) -> bool:
+    """Whether no process of PostgreSQL has the lock, and now this one does."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait_for(lock: IO[str], data: Path) -> None:
+    """Waits for the lock. Raises EmbeddedError."""
+    end = time.monotonic() + _LEFT_BEHIND_SECONDS
+    while not _locks(lock):
+        if time.monotonic() > end:
+            raise EmbeddedError(
+                f"processes of an earlier PostgreSQL still use {data} after {_LEFT_BEHIND_SECONDS} s: end them, or choose "
+                "another data folder with CUNHO_DATA_DIR"
+            )
+        time.sleep(0.02)
 
 
 def _wait(process: subprocess.Popen[Any], folder: Path, is_ready: Callable[[], bool]) -> None:

@@ -66,6 +66,7 @@ def test_an_invalid_request_tells_what_is_wrong_with_each_field() -> None:
         (grpc.StatusCode.UNAVAILABLE, v1.Advice.RETRY_NOTHING, False),
         (grpc.StatusCode.UNAVAILABLE, v1.Advice.RETRY_UNSPECIFIED, True),
         (grpc.StatusCode.DEADLINE_EXCEEDED, v1.Advice.RETRY_UNSPECIFIED, True),
+        (grpc.StatusCode.CANCELLED, v1.Advice.RETRY_UNSPECIFIED, True),  # by a server that stops
         (grpc.StatusCode.INTERNAL, v1.Advice.RETRY_UNSPECIFIED, False),
     ],
 )

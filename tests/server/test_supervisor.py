@@ -1,13 +1,11 @@
 """The server's processes, from outside: on one port, kept up, replaced, stopped, and PostgreSQL coming and going."""
 
 import os
-import re
 import shutil
 import signal
 import socket
 import tempfile
 import threading
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,13 +14,19 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.end_to_end.steps import until
-from tests.server_process import Server, locked, postgres_process, serving
+from tests.server_process import (
+    NOT_SERVING,
+    SERVING,
+    Server,
+    health,
+    locked,
+    metric,
+    postgres_process,
+    serving,
+)
 
 from cunho import Client, Refused, v1
-
-SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +41,6 @@ def data_dir() -> Iterator[Path]:
 def server(data_dir: Path) -> Iterator[Server]:
     with serving(data_dir, PROCESSES=2, SHUTDOWN_SECONDS=20) as running:
         yield running
-
-
-def health(server: Server, service: str = "") -> int:
-    """What the health service answers on a connection of its own."""
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)
-        try:
-            return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status)
-        except grpc.RpcError:
-            return NOT_SERVING
 
 
 def fresh(server: Server) -> Client:
@@ -174,7 +168,7 @@ def test_two_hundred_calls_under_way_are_answered_before_the_server_stops_and_ne
                 )
                 for number in range(200)
             ]
-            until(lambda: under_way(again) == 200)
+            until(lambda: metric(again, 'cunho_calls_under_way{kind="call"}') == 200)
             again.process.terminate()
             until(lambda: health(again) == NOT_SERVING)
             with pytest.raises(Refused) as refused, fresh(again) as client:
@@ -183,14 +177,6 @@ def test_two_hundred_calls_under_way_are_answered_before_the_server_stops_and_ne
         assert {call.result(120).name for call in renaming} == {f"name {number}" for number in range(200)}
         assert again.ended() == 0
         assert "Traceback" not in again.log
-
-
-def under_way(server: Server) -> float:
-    """How many calls the server says that it is answering."""
-    (address,) = re.findall(r"metrics on (http://\S+)", server.log)
-    with urllib.request.urlopen(address, timeout=5) as answer:
-        (calls,) = re.findall(r'cunho_calls_under_way\{kind="call"\} (\S+)', answer.read().decode())
-    return float(calls)
 
 
 def an_image(server: Server) -> str:

@@ -9,12 +9,12 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.end_to_end.steps import until
-from tests.server_process import reserved_port
+from tests.server_process import reserved_port, rows
 
 from cunho_storage import embedded
 
@@ -91,10 +91,38 @@ class Cluster:
         """The URL of one of its databases."""
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
+    def sql(self, query: str, *arguments: Any, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """The rows of a query."""
+        return rows(self.dsn(database), query, *arguments)
+
     def kill(self) -> None:
         """Ends it without a warning, as a crash does."""
         self._process.kill()
         self._process.wait(20)
+
+
+class Pair:
+    """A primary, and a standby that confirms every commit."""
+
+    def __init__(self, made: Clusters, undo: ExitStack) -> None:
+        self._made = made
+        self.primary = undo.enter_context(made.running(made.new()))
+        self.primary.sql("CREATE DATABASE cunho")
+        copy = made.base_backup(self.primary, "--write-recovery-conf")
+        self.standby = undo.enter_context(made.running(copy))
+        self.primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        self.primary.sql("SELECT pg_reload_conf()")
+        until(lambda: self.primary.sql("SELECT FROM pg_stat_replication WHERE sync_state = 'sync'"), 20)
+
+    @property
+    def url(self) -> str:
+        """The database URL that finds whichever of them is the primary, the standby named first."""
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in (self.standby, self.primary))
+        return f"postgresql://postgres@{hosts}/cunho?target_session_attrs=read-write"
+
+    def promote(self) -> None:
+        """Makes the standby the primary."""
+        self._made.run("pg_ctl", "promote", "-D", self.standby.data)
 
 
 @contextmanager

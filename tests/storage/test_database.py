@@ -1,6 +1,7 @@
 """Connections and transactions: what is kept, what is given up, and what the database's errors mean to callers."""
 
 import asyncio
+import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -93,6 +94,22 @@ async def test_connections_that_were_lost_while_idle_fail_no_call(database: Data
         assert await connection.value(PID) not in lost
     async with database.transaction() as connection:
         assert await connection.value(PID) not in lost
+    assert database.usage == (1, 0, 0)
+
+
+#: The message by which PostgreSQL ends a connection.
+LAST_WORDS = b"SFATAL\0C57P01\0Mterminating connection\0\0"
+
+
+async def test_a_connection_whose_end_was_told_and_has_not_come_is_given_up(database: Database) -> None:
+    ended = await pid(database)
+    async with database.connection() as connection:
+        protocol: Any = connection._raw._protocol  # type: ignore[attr-defined]
+        protocol.data_received(b"E" + struct.pack("!i", 4 + len(LAST_WORDS)) + LAST_WORDS)
+        with pytest.raises(Refusal) as refused:
+            await connection.value(PID)
+    assert refused.value.reason is Reason.DATABASE_UNAVAILABLE
+    assert await pid(database) != ended
     assert database.usage == (1, 0, 0)
 
 
@@ -419,7 +436,7 @@ async def test_a_violated_constraint_that_guards_no_rule_is_a_bug(database: Data
     assert isinstance(error, asyncpg.CheckViolationError)
 
 
-@pytest.mark.parametrize("sqlstate", ["57014", "57P01", "57P03", "53300", "53100", "08006"])
+@pytest.mark.parametrize("sqlstate", ["57014", "57P01", "57P03", "53300", "53100", "58030", "25P04", "08006"])
 async def test_what_passes_by_itself_is_unavailability(database: Database, sqlstate: str) -> None:
     error = await raised(database, sqlstate)
     assert isinstance(error, Refusal)

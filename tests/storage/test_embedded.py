@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,44 @@ async def test_a_postgres_that_outlives_its_owner_runs_on_until_it_is_replaced(
     with running(folder) as postgres:
         assert process_id(folder) != left_behind
         assert await ask(postgres.dsn, f"SELECT answer FROM after_{sent.name}") == 42
+
+
+@pytest.fixture
+async def lingering(folder: Path) -> AsyncIterator[tuple[Embedded, int]]:
+    """A PostgreSQL whose first process was killed, and one of a connection that stands still and has not noticed."""
+    with running(folder) as postgres:
+        connection = await asyncpg.connect(postgres.dsn)
+        number = connection.get_server_pid()
+        os.kill(number, signal.SIGSTOP)
+        os.kill(process_id(folder), signal.SIGKILL)
+        while not postgres.ended():
+            await asyncio.sleep(0.001)
+        try:
+            yield postgres, number
+        finally:
+            connection.terminate()
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+
+async def test_processes_that_outlive_the_first_one_are_waited_for(lingering: tuple[Embedded, int]) -> None:
+    postgres, number = lingering
+    starting = asyncio.create_task(asyncio.to_thread(postgres.start_again))
+    assert not (await asyncio.wait([starting], timeout=0.3))[0]
+    os.kill(number, signal.SIGCONT)
+    await starting
+    assert await ask(postgres.dsn, "SELECT 1") == 1
+
+
+async def test_processes_that_outlive_the_first_one_for_long_are_told(
+    lingering: tuple[Embedded, int], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres, number = lingering
+    monkeypatch.setattr(embedded, "_LEFT_BEHIND_SECONDS", 0.1)
+    with pytest.raises(EmbeddedError, match=rf"earlier PostgreSQL still use {folder}/pg18 after 0.1 s: end them"):
+        postgres.start_again()
+    os.kill(number, signal.SIGCONT)
+    postgres.start_again()
 
 
 async def test_a_kill_while_the_database_is_made_is_no_obstacle(open_folder: Path) -> None:

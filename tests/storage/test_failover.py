@@ -1,60 +1,20 @@
 """A primary that dies and a standby that takes its place: the service goes on, with everything that it acknowledged."""
 
-import asyncio
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
-from typing import Any
 
-import asyncpg
 import pytest
 from tests.end_to_end.soundness import unsound
 from tests.end_to_end.steps import import_image, until
-from tests.storage.clusters import Cluster, Clusters, clusters
+from tests.storage.clusters import Pair, clusters
 from tests.world import GUANGZHOU, Postgres, World
 
 from cunho import Refused, v1
 from cunho_rules.refusals import Reason, Refusal
 from cunho_storage.database import Database
-
-
-class Pair:
-    """A primary, and a standby that confirms every commit."""
-
-    def __init__(self, made: Clusters, undo: ExitStack) -> None:
-        self._made = made
-        self.primary = undo.enter_context(made.running(made.new()))
-        sql(self.primary, "CREATE DATABASE cunho")
-        copy = made.base_backup(self.primary, "--write-recovery-conf")
-        self.standby = undo.enter_context(made.running(copy))
-        sql(self.primary, "ALTER SYSTEM SET synchronous_standby_names = '*'")
-        sql(self.primary, "SELECT pg_reload_conf()")
-        until(lambda: sql(self.primary, "SELECT FROM pg_stat_replication WHERE sync_state = 'sync'"))
-
-    @property
-    def url(self) -> str:
-        """The database URL that finds whichever of them is the primary, the standby named first."""
-        hosts = ",".join(f"127.0.0.1:{each.port}" for each in (self.standby, self.primary))
-        return f"postgresql://postgres@{hosts}/cunho?target_session_attrs=read-write"
-
-    def promote(self) -> None:
-        """Makes the standby the primary."""
-        self._made.run("pg_ctl", "promote", "-D", self.standby.data)
-
-
-def sql(cluster: Cluster, query: str, database: str = "postgres") -> list[tuple[Any, ...]]:
-    """The rows of a query."""
-
-    async def fetch() -> list[tuple[Any, ...]]:
-        connection = await asyncpg.connect(cluster.dsn(database))
-        try:
-            return [tuple(row) for row in await connection.fetch(query)]
-        finally:
-            await connection.close()
-
-    return asyncio.run(fetch())
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +83,7 @@ def test_the_service_goes_on_over_the_standby_with_every_acknowledged_write(pair
     for account_id, image_id in traffic.acknowledged.items():
         tenant = world.client(account_id)
         until(lambda: tenant.get_image(image_id=image_id).state == v1.Image.STATE_AVAILABLE, 20)  # noqa: B023
-    assert unsound(lambda query: sql(pair.standby, query, "cunho")) == []
+    assert unsound(lambda query: pair.standby.sql(query, database="cunho")) == []
 
 
 async def test_a_host_that_hangs_does_not_keep_others_from_being_found(pair: Pair) -> None:
