@@ -261,12 +261,13 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
     async def ListImageShares(self, request: pb.ListImageSharesRequest, context: Any) -> pb.ListImageSharesResponse:
         caller = context.caller
         page = self.page(caller, request, tie_breaker="account_id")
+        after = page.place[0] if page.place else ""
         async with self.reading() as connection:
-            image = await images.get(connection, request.image_id, caller.account_id)
-            facts = Facts(action="ListImageShares", caller=caller, image_id=request.image_id, image=image)
-            actions.LIST_IMAGE_SHARES.enforce(facts)
-            after = page.place[0] if page.place else ""
-            found = await shares.list_(connection, request.image_id, after=after, limit=page.size + 1)
+            image, found = await facts_of.shares_of(
+                connection, request.image_id, caller.account_id, after=after, limit=page.size + 1
+            )
+        facts = Facts(action="ListImageShares", caller=caller, image_id=request.image_id, image=image)
+        actions.LIST_IMAGE_SHARES.enforce(facts)
         answered, token = page.filled(self.service, caller, request, found, partial(_share, request.image_id))
         return pb.ListImageSharesResponse(shares=answered, next_page_token=token)
 

@@ -1,4 +1,4 @@
-"""What the rules want to know before the writes that are made most: of several nouns, in one statement each.
+"""What the rules want to know of several nouns at one moment, in one statement each.
 
 Nothing is locked here: what must stay as it is has been locked by an earlier statement.
 """
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from cunho_rules.model import Account, Image, Instance, InstanceType, Place, Recipient, Region
 from cunho_storage import accounts, images, instances, regions, shares
 from cunho_storage.database import Connection
+from cunho_storage.shares import Share
 from cunho_storage.statements import Statement, every_row, first_row, together
 
 _LAUNCH = Statement(
@@ -24,6 +25,7 @@ _CREATION = Statement(
     )
 )
 _SHARE = Statement(together(first_row(images.ONE), first_row(accounts.ONE), every_row(shares.RECIPIENTS)))
+_SHARES = Statement(together(first_row(images.ONE), every_row(shares.PAGE)))
 
 Value = TypeVar("Value")
 
@@ -87,3 +89,12 @@ async def share(
         _made(Account._make, account),
         shares.as_recipients(account_ids, recipients),
     )
+
+
+async def shares_of(
+    connection: Connection, image_id: str, account_id: str, *, after: str, limit: int
+) -> tuple[Image | None, list[Share]]:
+    """The image, and the first `limit` of its shares with accounts that come after `after`."""
+    row = await _row(connection, _SHARES, image_id=image_id, account_id=account_id, after=after, limit=limit)
+    image, found = row
+    return _made(Image._make, image), [Share._make(each) for each in found]

@@ -16,7 +16,9 @@ _OF_IMAGE = ImageShareRow.image_id == arg("image_id")
 _SHARES = ImageShareRow.select(ImageShareRow.recipient_account_id, ImageShareRow.create_time).order_by(
     ImageShareRow.recipient_account_id
 )
-_LIST = Statement(_SHARES.where(_OF_IMAGE & (ImageShareRow.recipient_account_id > arg("after"))).limit(arg("limit")))
+#: The first of them after an account.
+PAGE = _SHARES.where(_OF_IMAGE & (ImageShareRow.recipient_account_id > arg("after"))).limit(arg("limit"))
+_LIST = Statement(PAGE)
 #: Those of some accounts that are known, whether active in the image's region, and since when it is shared with them.
 RECIPIENTS = (
     AccountRow.select(AccountRow.account_id, AccountRegionRow.region_id.is_null(False), ImageShareRow.create_time)

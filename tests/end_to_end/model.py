@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 OPERATOR = "operator"
 REGION_IDS = ("ap-guangzhou", "ap-shanghai", "eu-frankfurt")
 
+BEING_MADE = ("CREATING", "IMPORTING", "COPYING")
+"""States of an image that an operation makes. Nothing here leads to them; histories, in which operations take time, do."""
+
 IMAGES_LIMIT, SHARES_LIMIT = 10, 50
 """The limits of CUS-5 and SHR-8, where the operator has set no other."""
 
@@ -31,7 +34,7 @@ CODES = {
         " SHARED_IMAGE_NOT_RESHAREABLE SHARED_IMAGE_SHARES_HIDDEN",
         "RESOURCE_EXHAUSTED": "CUSTOM_IMAGE_QUOTA_EXCEEDED SHARE_QUOTA_EXCEEDED",
         "FAILED_PRECONDITION": "ACCOUNT_NOT_IN_REGION ACCOUNT_REGION_IN_USE ACCOUNT_SUSPENDED"
-        " IMAGE_INCOMPATIBLE_WITH_INSTANCE_TYPE IMAGE_NOT_SHARED_WITH_CALLER IMAGE_OBSOLETE IMAGE_REGION_MISMATCH"
+        " IMAGE_BUSY IMAGE_INCOMPATIBLE_WITH_INSTANCE_TYPE IMAGE_NOT_SHARED_WITH_CALLER IMAGE_OBSOLETE IMAGE_REGION_MISMATCH"
         " IMAGE_SHARED IMAGE_STATE_INVALID INSTANCE_REGION_MISMATCH INSTANCE_STATE_INVALID QUOTA_BELOW_USAGE"
         " SHARE_REGION_MISMATCH",
     }.items()
@@ -63,8 +66,16 @@ class Refused(Exception):
 
 def when(refuses: bool, reason: str, **metadata: object) -> Refusal | None:
     """The refusal, if it holds. Lists in the metadata are joined by commas."""
-    texts = {key: ", ".join(value) if isinstance(value, list) else str(value) for key, value in metadata.items()}
-    return Refusal(reason, texts) if refuses else None
+    if not refuses:
+        return None
+    return Refusal(
+        reason, {key: _listed(value) if isinstance(value, list) else str(value) for key, value in metadata.items()}
+    )
+
+
+def _listed(values: list[str]) -> str:
+    """The first ten, and how many more there are."""
+    return ", ".join(values[:10]) + (f" and {len(values) - 10} more" if len(values) > 10 else "")
 
 
 def refuse(*found: Refusal | None) -> None:
@@ -99,6 +110,8 @@ class Image:
     replacement_image_id: str = ""
     source_image_id: str = ""
     source_instance_id: str = ""
+    #: Copies that are being made of it.
+    copies: int = 0
     shares: set[str] = field(default_factory=set)
     shares_limit: int = SHARES_LIMIT
     #: Counts the changes that change the etag. Sharing is none: recipients see the etag, and it is not their affair.
@@ -218,7 +231,7 @@ class Model:
     def images_used(self, account_id: str, region_id: str) -> int:
         """How many custom images count in the quota. CUS-5."""
         return sum(
-            image.owner == account_id and image.region_id == region_id and image.state == "AVAILABLE"
+            image.owner == account_id and image.region_id == region_id and image.state in ("AVAILABLE", *BEING_MADE)
             for image in self.images.values()
         )
 
@@ -231,6 +244,10 @@ class Model:
         ]
         refuse(when(not usable, "IMAGE_FAMILY_NOT_FOUND", family=family, region_id=region_id))
         return usable[-1]
+
+    def get_image(self, caller: str, image_id: str) -> Image:
+        """The image, if the caller sees it."""
+        return self._image(caller, image_id)
 
     def list_image_shares(self, caller: str, image_id: str) -> list[str]:
         """The accounts that the image is shared with. SHR-12."""
@@ -414,6 +431,13 @@ class Model:
         refuse(
             _changed(image_id, image.version, etag),
             when(
+                image.copies > 0 or image.state in BEING_MADE,
+                "IMAGE_BUSY",
+                image_id=image_id,
+                state=image.state,
+                copies=image.copies,
+            ),
+            when(
                 bool(with_whom) and not force,
                 "IMAGE_SHARED",
                 image_id=image_id,
@@ -508,6 +532,13 @@ class Model:
                 state,
             )
         return self._warnings(caller, image)
+
+    def update_instance(self, caller: str, instance_id: str, etag: int | None, *, name: str) -> None:
+        instance = self._instance(caller, instance_id)
+        refuse(_instance_of_another(caller, instance, "UpdateInstance"))
+        refuse(_changed(instance_id, instance.version, etag))
+        instance.name = name
+        instance.version += 1
 
     def act_on_instance(self, caller: str, action: str, instance_id: str, etag: int | None) -> None:
         """StartInstance, StopInstance, RebootInstance or DeleteInstance. INS-5."""

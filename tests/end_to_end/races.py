@@ -12,7 +12,9 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+import pytest
 from tests import world as worlds
 from tests.world import GUANGZHOU, SHANGHAI, ZONES, Postgres, Tenant, World
 
@@ -164,6 +166,33 @@ def held(module: ModuleType, name: str) -> Iterator[Window]:
             await asyncio.to_thread(window.open.wait, WINDOW_SECONDS)
 
     with _before(module, name, arrive):
+        try:
+            yield window
+        finally:
+            window.open.set()
+
+
+@contextmanager
+def held_between_statements() -> Iterator[Window]:
+    """The first call that asks the database a second time is held there until the window is opened."""
+    asked: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
+    first, window = threading.Lock(), Window(threading.Event(), threading.Event())
+
+    def holding(original: Any) -> Any:
+        async def ask(*arguments: Any, **named: Any) -> Any:
+            task = asyncio.current_task()
+            assert task is not None
+            asked[task] = asked.get(task, 0) + 1
+            if asked[task] == 2 and first.acquire(blocking=False):
+                window.reached.set()
+                await asyncio.to_thread(window.open.wait, WINDOW_SECONDS)
+            return await original(*arguments, **named)
+
+        return ask
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("rows", "row", "value"):
+            patched.setattr(database.Connection, name, holding(getattr(database.Connection, name)))
         try:
             yield window
         finally:

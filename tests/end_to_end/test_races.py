@@ -8,6 +8,7 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from functools import partial
 from types import ModuleType
@@ -578,6 +579,21 @@ def test_without_its_defences_an_image_is_shared_with_one_account_more_than_once
         with gathered(shares, "add"):
             at_once(shared.calls)
     assert shared.recipients(servers) == 2
+
+
+def test_a_list_of_shares_is_of_one_moment(servers: Servers) -> None:
+    owner, recipient, shared = shared_image(servers)
+
+    def list_shares() -> list[str]:
+        return [share.account_id for share in owner.list_image_shares(image_id=shared.image_id)]
+
+    with races.held_between_statements() as window, ThreadPoolExecutor(1) as threads:
+        listing = threads.submit(list_shares)
+        while not wait([listing], 0.01).done and not window.reached.is_set():
+            pass
+        owner.delete_image(image_id=shared.image_id, force=True)
+        window.open.set()
+        assert listing.result(10) == [recipient.account_id]
 
 
 # --- one request, sent again and again

@@ -432,6 +432,7 @@ PRICED = [
         ),
     ),
     Priced("facts_of.share", lambda c: facts_of.share(c, OF_OWNER, OWNER, [RECIPIENT, ORDINARY])),
+    Priced("facts_of.shares_of", lambda c: facts_of.shares_of(c, OF_OWNER, OWNER, after="", limit=51)),
 ]
 
 
@@ -638,7 +639,7 @@ READS = [
     Counted("BatchGetImages", 1, lambda t: t.tenant.batch_get_images(image_ids=[t.image, t.shared])),
     Counted("ListImages", 1, lambda t: [*t.tenant.list_images(region_id=GUANGZHOU)]),
     Counted("ResolveImage", 2, lambda t: t.tenant.resolve_image(region_id=GUANGZHOU, family="debian-12")),
-    Counted("ListImageShares", 2, lambda t: [*t.tenant.list_image_shares(image_id=t.shared)]),
+    Counted("ListImageShares", 1, lambda t: [*t.tenant.list_image_shares(image_id=t.shared)]),
     Counted("GetInstance", 1, lambda t: t.tenant.get_instance(instance_id=t.instance)),
     Counted("ListInstances", 1, lambda t: [*t.tenant.list_instances(region_id=GUANGZHOU)]),
     Counted("ListInstanceTypes", 1, lambda t: [*t.tenant.list_instance_types()]),
