@@ -180,6 +180,8 @@ class Work:
         except asyncio.CancelledError:
             await self._give_back(operation)
             raise
+        except (Refusal, Conflict):  # of the database: its fault, which counts against no operation
+            await self._put_off(operation)
         except Exception as error:
             log.warning("operation %s, attempt %d", operation.operation_id, operation.attempts, exc_info=error)
             await self._pause(operation, min(_PAUSE_SECONDS * 2**operation.attempts, _PAUSE_SECONDS_MAX))
@@ -230,6 +232,12 @@ class Work:
         with suppress(Refusal, Conflict):
             async with self._database.connection() as connection:
                 await operations.extend(connection, operation, seconds)
+
+    async def _put_off(self, operation: Operation) -> None:
+        """Leaves the operation to be claimed soon, since the database failed; if that fails too, its lease runs out."""
+        with suppress(Refusal, Conflict):
+            async with self._database.connection() as connection:
+                await operations.put_off(connection, operation, _LOOK_SECONDS)
 
     async def _give_back(self, operation: Operation) -> None:
         """Leaves the operation to be claimed at once, since this worker stops; if that fails, its lease runs out."""

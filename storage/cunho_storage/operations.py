@@ -62,6 +62,11 @@ _GIVE_BACK = Statement(
         {OperationRow.lease_until: SQL("NULL"), OperationRow.attempts: OperationRow.attempts - SQL("1")}
     ).where(_MINE)
 )
+_PUT_OFF = Statement(
+    OperationRow.update(
+        {OperationRow.lease_until: _LEASE, OperationRow.attempts: OperationRow.attempts - SQL("1")}
+    ).where(_MINE)
+)
 _SAVE = Statement(OperationRow.update({OperationRow.steps: arg("steps")}).where(_MINE))
 _END = Statement(
     OperationRow.update(
@@ -145,6 +150,11 @@ async def extend(connection: Connection, operation: Operation, lease_seconds: fl
 async def give_back(connection: Connection, operation: Operation) -> None:
     """Ends the lease of a worker that stops, and forgets its attempt, which did not fail; nothing if the lease is lost."""
     await connection.run(_GIVE_BACK, operation_id=operation.operation_id, epoch=operation.epoch)
+
+
+async def put_off(connection: Connection, operation: Operation, seconds: float) -> None:
+    """Leaves the operation to whoever claims it after some seconds, and forgets this attempt, which did not fail by itself."""
+    await connection.run(_PUT_OFF, operation_id=operation.operation_id, epoch=operation.epoch, lease_seconds=seconds)
 
 
 async def save(connection: Connection, operation: Operation, steps: Sequence[Mapping[str, Any]]) -> bool:

@@ -306,7 +306,8 @@ class Recoveries:
 
 def assert_whole(service: Service, traffic: Traffic) -> None:
     """What was acknowledged is there, once, and nothing else; nothing is half-done, and nothing leaked."""
-    assert traffic.differences(service.sql) == []
+    different = traffic.differences(service.sql)
+    assert not different, different
     assert unsound(service.sql) == []
     assert service.sql("SELECT operation_id FROM operation WHERE end_time IS NULL OR lease_until IS NOT NULL") == []
     assert "bug in" not in service.log

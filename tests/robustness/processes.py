@@ -40,13 +40,16 @@ class Process:
 
 
 @contextmanager
-def calling(channel: grpc.Channel, token: str, path: str, data: bytes) -> Iterator[list[Answer]]:
+def calling(
+    channel: grpc.Channel, token: str, path: str, data: bytes, *, pause_seconds: float = 0
+) -> Iterator[list[Answer]]:
     """Somebody else's calls, one after the other, as long as the block runs; repeated by nobody."""
     ended, answers = threading.Event(), list[Answer]()
 
     def run() -> None:
         while not ended.is_set():
             answers.append(call(channel, path, data, token))
+            ended.wait(pause_seconds)
 
     thread = threading.Thread(target=run)
     thread.start()

@@ -21,6 +21,8 @@ from tests.server.test_identity import CLAIMS
 from tests.server.test_page_tokens import LISTS, Lists, every_list, lists  # noqa: F401  # pytest looks for it here
 from tests.world import Postgres, World
 
+from cunho_server.settings import Settings
+
 READ, CHANGE = BY_NAME["ListRegions"], BY_NAME["ShareImage"]
 
 
@@ -102,7 +104,8 @@ def test_no_other_header_is_taken_for_credentials(gate: Gate, key: str) -> None:
 
 
 def test_a_token_that_was_accepted_is_refused_once_it_expires(gate: Gate) -> None:
-    token = right(int(time.time()), exp=int(time.time()) + 3)
+    now = int(time.time())
+    token = right(now - 100, exp=now + 3 - Settings.model_fields["token_skew_seconds"].default)
     assert gate.bearing(token).code is StatusCode.OK
     until(lambda: gate.bearing(token).reason == "CREDENTIALS_INVALID", 10)
 

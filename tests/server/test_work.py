@@ -530,6 +530,23 @@ async def test_an_operation_outlives_the_loss_of_every_connection(asking: World,
 # --- stopping
 
 
+async def test_a_database_that_fails_counts_against_no_operation(
+    asking: World, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation, failing = import_image(tenant, "patient"), [Refusal(Reason.DATABASE_UNAVAILABLE) for _ in range(8)]
+    end = operations.end
+
+    async def fails(*arguments: Any, **more: Any) -> bool:
+        if failing:
+            raise failing.pop()
+        return await end(*arguments, **more)
+
+    monkeypatch.setattr(operations, "end", fails)
+    async with opened(asking) as database, working(database, Watched()):
+        after = await ended(database, operation)
+    assert (after.state, after.attempts, after.epoch) == ("SUCCEEDED", 1, 9)
+
+
 async def test_a_server_that_stops_leaves_its_operation_to_others_at_once(asking: World, tenant: Tenant) -> None:
     operation = await imaging(asking, tenant)
     one, other = Watched(), Watched()

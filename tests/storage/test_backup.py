@@ -19,7 +19,9 @@ from cunho import v1
 
 ROOT = Path(__file__).parents[2]
 #: What an administrator does to a new cluster, as the manual has it: a dump has no roles.
-PREPARATION = re.findall(r"^(?:CREATE|GRANT) .*?;$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+PREPARATION = re.findall(
+    r"^(?:CREATE ROLE|CREATE DATABASE|GRANT) .*?;$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE
+)
 
 
 class Kept(NamedTuple):
@@ -110,7 +112,7 @@ def restored(made: Clusters, dump: Backup) -> Iterator[Cluster]:
 
 def assert_whole(postgres: Postgres, dsn: str, kept: Kept) -> None:
     """A service over the database finds everything, ends what was under way, and goes on."""
-    running = World(dsn, postgres.settings(dsn), None)
+    running = World(dsn, postgres.settings(dsn, lease_seconds=2), None)
     try:
         owner, recipient = running.client(kept.owner), running.client(kept.recipient)
         assert owner.get_image(image_id=kept.image_id).sharing.account_count == 1
@@ -139,7 +141,7 @@ def test_a_base_backup_taken_under_traffic_is_the_whole_cluster(
     postgres: Postgres, made: Clusters, restored: Cluster, dump: Backup
 ) -> None:
     dsn = restored.dsn("cunho", user="cunho")
-    running = World(dsn, postgres.settings(dsn), None)
+    running = World(dsn, postgres.settings(dsn, lease_seconds=2), None)
     try:
         with Traffic(running, "later").running() as traffic:
             until(lambda: len(traffic.acknowledged) >= 10)

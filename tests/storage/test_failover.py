@@ -26,7 +26,7 @@ def pair(postgres: Postgres) -> Iterator[Pair]:
 @pytest.fixture(scope="module")
 def world(postgres: Postgres, pair: Pair) -> Iterator[World]:
     """A service over whichever of the two is the primary."""
-    running = World(pair.url, postgres.settings(pair.url), None)
+    running = World(pair.url, postgres.settings(pair.url, lease_seconds=2), None)
     try:
         yield running
     finally:

@@ -35,6 +35,7 @@ SOURCES = {
 MIGRATIONS, TABLES, DATABASE = "migrations/__init__.py", "cunho_storage/tables.py", "cunho_storage/database.py"
 #: What looks at an installation as a whole, beside the calls.
 INSTALLATION, SOUNDNESS = "cunho_storage/installation.py", "cunho_storage/soundness.py"
+REQUESTS = "cunho_storage/requests.py"
 
 SQL_TEXT = re.compile(
     r"\b(SELECT .*\bFROM|INSERT INTO|UPDATE \S+ SET|DELETE FROM|LOCK TABLE|TRUNCATE|FOR (NO KEY )?UPDATE"
@@ -121,7 +122,11 @@ BANS = [
     Ban(sql_by_hand, "await run(f'UPDATE {table} SET state = 1')", (MIGRATIONS, INSTALLATION, SOUNDNESS)),
     Ban(composed_sql, "SQL('state = ' + state)", (TABLES,)),
     Ban(composed_sql, "def page(state): SQL(f'state = {state}')", (TABLES,)),
-    Ban(statements_of_calls, "async def get(connection): return await connection.row(Statement(query))"),
+    Ban(
+        statements_of_calls,
+        "async def get(connection): return await connection.row(Statement(query))",
+        (REQUESTS,),  # composed by each Beginning, which is made at import
+    ),
     Ban(drivers, "await raw.fetch(text)", (MIGRATIONS, DATABASE, INSTALLATION)),
     Ban(drivers, "await connection.script('BEGIN')", (MIGRATIONS, DATABASE, INSTALLATION)),
 ]
@@ -166,8 +171,16 @@ KEYS = {
     "instance": ("instance_id",),
     "operation": ("operation_id",),
 }
+#: Other names of theirs, in statements that have both.
+OTHERWISE = {
+    ("request_log", "account_id"): "asking_account_id",
+    ("request_log", "method"): "asked_method",
+    ("request_log", "request_id"): "asked_request_id",
+    ("account_region", "account_id"): "owner_account_id",
+}
 LOCKING = re.compile(
-    r'\bUPDATE "(\w+)" SET|\bDELETE FROM "(\w+)"|\bINSERT INTO "(request_log)"|\bFROM "(\w+)" AS "t1".* FOR [A-Z ]+$'
+    r'\bUPDATE "(\w+)" SET|\bDELETE FROM "(\w+)"|\bINSERT INTO "(request_log)"'
+    r'|\bFROM "(\w+)" AS "t1".* FOR [A-Z ]+\)*$'
 )
 
 
@@ -200,7 +213,9 @@ class Recorder:
             return
         for match in LOCKING.finditer(statement.text):
             (table,) = filter(None, match.groups())
-            *scope, last = KEYS[table]
+            *scope, last = (
+                name if (name := OTHERWISE.get((table, key), key)) in arguments else key for key in KEYS[table]
+            )
             ids = [arguments[last]] if last in arguments else sorted(arguments[f"{last}s"])
             for each in ids:
                 lock = Lock(ORDER.index(table), (*(arguments[name] for name in scope), each))

@@ -250,8 +250,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     TOO_MANY_CALLS: _ErrorReason.ValueType  # 59
     """RESOURCE_EXHAUSTED. There are more calls than may be, at once or a second, for the account, the network address or the
-    server process; a process that falls behind lets those who call most make fewer.
-    metadata: limit, unit ("at once" or "a second"), scope, setting
+    server process; a process that falls behind lets those who call most make fewer. The unit is "at once" or "a second".
+    metadata: limit, scope, setting, unit
     """
     CALL_TIMED_OUT: _ErrorReason.ValueType  # 60
     """DEADLINE_EXCEEDED. The time that the call had, by its own deadline or by the operator's limit, is over.
@@ -496,8 +496,8 @@ metadata: incident_id
 """
 TOO_MANY_CALLS: ErrorReason.ValueType  # 59
 """RESOURCE_EXHAUSTED. There are more calls than may be, at once or a second, for the account, the network address or the
-server process; a process that falls behind lets those who call most make fewer.
-metadata: limit, unit ("at once" or "a second"), scope, setting
+server process; a process that falls behind lets those who call most make fewer. The unit is "at once" or "a second".
+metadata: limit, scope, setting, unit
 """
 CALL_TIMED_OUT: ErrorReason.ValueType  # 60
 """DEADLINE_EXCEEDED. The time that the call had, by its own deadline or by the operator's limit, is over.
