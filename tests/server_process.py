@@ -130,7 +130,7 @@ def _command(number: str) -> str:
     """How a process was called; "" if it has ended."""
     try:
         return Path(f"/proc/{number}/cmdline").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
 
 

@@ -3,7 +3,12 @@
 import os
 from typing import TypeVar
 
+import pytest
+
 LONG = os.environ.get("ROBUSTNESS") == "long"
+
+#: Marks what takes too long, or too quiet a machine, for every run of the tests.
+only_long = pytest.mark.skipif(not LONG, reason="part of `make robustness`")
 
 Amount = TypeVar("Amount", int, float)
 

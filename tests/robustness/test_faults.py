@@ -17,7 +17,7 @@ import pytest
 from tests.end_to_end.steps import import_image, refused, until
 from tests.robustness.faults import NETWORK, Recoveries, Service, Wired, assert_whole, can_mount, filled, small_disk
 from tests.robustness.proxy import Proxy
-from tests.robustness.scale import scaled
+from tests.robustness.scale import only_long, scaled
 from tests.robustness.writers import Traffic
 from tests.server_process import SERVING, health, metric, serving
 from tests.storage.clusters import clusters
@@ -72,6 +72,7 @@ def test_whatever_is_killed_nothing_acknowledged_is_lost_and_nothing_stays_half_
         print(f"\n{recoveries}\n{traffic.writes} writes acknowledged; refused meanwhile: {dict(traffic.refusals)}")
 
 
+@only_long
 @pytest.mark.skipif(not can_mount(), reason="only who may mount a small disk can fill one")
 def test_a_full_disk_is_unavailability_and_costs_nothing_that_was_acknowledged() -> None:
     with ExitStack() as undo:
@@ -225,6 +226,7 @@ def test_who_repeats_such_a_call_without_its_request_id_does_it_twice(wired: Wir
 # --- PostgreSQL itself
 
 
+@only_long
 @pytest.mark.parametrize("at_commit", [False, True], ids=["statements", "commits"])
 def test_errors_of_postgresql_that_pass_cost_nothing_and_are_no_internal_errors(
     wired: Wired, traffic: Traffic, at_commit: bool

@@ -16,7 +16,7 @@ from tests.end_to_end.requests_of import BY_NAME, Answer, call
 from tests.end_to_end.steps import until
 from tests.robustness.load import Load, Outcome
 from tests.robustness.processes import Process, calling
-from tests.robustness.scale import LONG, scaled
+from tests.robustness.scale import LONG, only_long, scaled
 from tests.server_process import Server, serving
 from tests.world import GUANGZHOU, Postgres
 
@@ -90,6 +90,7 @@ def test_an_account_over_its_pace_starves_nobody(postgres: Postgres, tmp_path: P
         until(lambda: call(channel, RESOLVE, FAMILY, server.token("acme")).code is grpc.StatusCode.OK)
 
 
+@only_long
 def test_ten_times_the_capacity_is_refused_and_leaves_nothing_behind(postgres: Postgres, tmp_path: Path) -> None:
     with (
         served(postgres, tmp_path) as server,
