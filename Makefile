@@ -57,8 +57,8 @@ demo: .venv/installed ## watch two accounts go the whole way, on the running ser
 # --- changing it
 
 .PHONY: test
-test: lint check-protos ## lint, check the generated code, run every test; what fails is run once more, by itself
-	$(BIN)/pytest $(PARALLEL) || $(BIN)/pytest --last-failed --last-failed-no-failures none
+test: lint check-protos ## lint, check the generated code, run every test
+	$(BIN)/pytest $(PARALLEL)
 
 .PHONY: robustness
 robustness: .venv/installed ## attack the service for as long as it takes: docs/robustness.md says how
