@@ -50,7 +50,8 @@ class Server:
         self.data_dir, self._reserved = data_dir, reserved_port(port)
         self.port: int = self._reserved.getsockname()[1]
         own = {"DATA_DIR": data_dir, "ADDRESS": f"{host}:{self.port}", "CATALOG": CATALOG}
-        own |= {"PROCESSES": 1} if python == Path(sys.executable) else {}  # releases may not have the setting
+        if python == Path(sys.executable):  # releases may not have the settings
+            own |= {"PROCESSES": 1, "CALLS_PER_SECOND_PER_ACCOUNT_MIN": 1_000_000}
         given: dict[str, object] = own | settings
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CUNHO_")}
         environment |= {f"CUNHO_{name}": str(value) for name, value in given.items()}

@@ -180,6 +180,7 @@ class Postgres:
             "data_dir": self.folder / "server",
             "shutdown_seconds": 0,
             "workers": 4,
+            "calls_per_second_per_account_min": 1_000_000,  # tests wait for nobody else's load
         }
         return Settings(**(given | {"database_url": dsn, "catalog": CATALOG, "lease_seconds": 60} | settings))
 

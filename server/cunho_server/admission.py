@@ -26,7 +26,7 @@ class Admission:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.pace = Pace(settings.calls_per_second_per_account_max)
+        self.pace = Pace(settings.calls_per_second_per_account_max, settings.calls_per_second_per_account_min)
         self._of_account: Counter[str] = Counter()
         self._of_peer: Counter[str] = Counter()
         self.calls = self.waits = 0

@@ -21,9 +21,6 @@ _SLOWER, _FASTER, _MUCH_FASTER = 0.8, 1.1, 1.5
 #: Calls refused for each that was let in, from which on the pace goes no further down: refusing takes time, too.
 _REFUSED_MAX = 4
 
-#: The pace is never slower.
-_CALLS_PER_SECOND_MIN = 10
-
 #: How far ahead of the pace an account may be. What comes at once is no haste while the process is in time.
 _AHEAD_SECONDS, _AHEAD_SECONDS_SLOWED = 1, 0.02
 
@@ -36,14 +33,15 @@ class Pace:
 
     Args:
         most: calls a second that the settings allow an account.
+        least: how far down the pace may go while the process is behind.
 
     Attributes:
         calls_per_second: how many an account may make now.
     """
 
-    def __init__(self, most: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, most: float, least: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.calls_per_second: float = most
-        self._most = most
+        self._most, self._least = most, min(least, most)
         self._clock = clock
         #: When each account will have been at the pace, if it makes no more calls until then.
         self._even: dict[str, float] = {}
@@ -105,7 +103,7 @@ class Pace:
             )
         elif self._late >= _LATE_MAX and self._refused <= self._let * _REFUSED_MAX:
             slower = _SLOWER * (self.calls_per_second if self.slowed else self._let / seconds)
-            self.calls_per_second = min(max(slower, _CALLS_PER_SECOND_MIN), self._most)
+            self.calls_per_second = min(max(slower, self._least), self._most)
         self._let = self._refused = 0
         self._looked, self._used_seconds = now, used_seconds
         self._even = {account: even for account, even in self._even.items() if even > now}

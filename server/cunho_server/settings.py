@@ -237,6 +237,13 @@ class Settings(BaseSettings):
         description="Calls a second of one account that each process answers; one that falls behind lets those who call "
         "most make fewer.",
     )
+    calls_per_second_per_account_min: int = Field(
+        10,
+        ge=1,
+        le=1000000,
+        description="Calls a second of one account that each process answers even while it falls behind; as many as "
+        "the most: nobody is slowed.",
+    )
     waits_max: int = Field(
         10000, ge=1, le=1000000, description="Calls that wait for operations, in each process; they count apart."
     )

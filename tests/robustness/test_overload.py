@@ -32,10 +32,13 @@ MEMORY_BYTES = 64 << 20
 
 @contextmanager
 def served(postgres: Postgres, folder: Path, **settings: Any) -> Iterator[Server]:
-    """A server of one process."""
-    with serving(
-        folder / "data", PROCESSES=1, SHUTDOWN_SECONDS=0, DATABASE_URL=postgres.database(), **settings
-    ) as server:
+    """A server of one process, which makes the pace of accounts slower if it has to."""
+    own: dict[str, Any] = {
+        "SHUTDOWN_SECONDS": 0,
+        "DATABASE_URL": postgres.database(),
+        "CALLS_PER_SECOND_PER_ACCOUNT_MIN": 10,
+    }
+    with serving(folder / "data", **own, **settings) as server:
         yield server
 
 

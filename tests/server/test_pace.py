@@ -34,7 +34,7 @@ class Process:
 
     def __init__(self, most: float = 10_000) -> None:
         self.clock = Clock()
-        self.pace = Pace(most, self.clock)
+        self.pace = Pace(most, 10, self.clock)
         self._used_seconds = 0.0
 
     def look(self, *, in_time: bool, busy: float = 1, **calls_per_second: int) -> dict[str, int]:
@@ -167,7 +167,7 @@ def test_accounts_that_call_no_more_are_forgotten(process: Process) -> None:
 
 
 async def test_the_pace_follows_the_probe() -> None:
-    pace, asked = Pace(10_000), asyncio.Event()
+    pace, asked = Pace(10_000, 10), asyncio.Event()
 
     async def probe(seconds: float) -> bool:
         asked.set()
