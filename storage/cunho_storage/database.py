@@ -143,14 +143,24 @@ class Connection:
 
     async def settle(self, sql: str = _PING.text) -> None:
         """Runs SQL text once a cancelled statement has ended; closes the connection if that is not soon."""
+        # No asyncio.timeout: Python 3.11.2 loses those of a task that is being cancelled.
+        task = asyncio.create_task(self.script(sql))
         try:
-            async with asyncio.timeout(_MARGIN_SECONDS):
-                await self.script(sql)
+            ended, _ = await asyncio.wait({task}, timeout=_MARGIN_SECONDS)
+            if not ended:
+                raise TimeoutError
+            task.result()
         except (Refusal, TimeoutError):
-            await self.close()
+            await self._end(task)
         except BaseException:
-            await self.close()
+            await self._end(task)
             raise
+
+    async def _end(self, task: "asyncio.Task[None]") -> None:
+        """Closes the connection, and waits for what was asked on it."""
+        await self.close()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     @property
     def usable(self) -> bool:

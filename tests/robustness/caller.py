@@ -51,7 +51,8 @@ BALANCED = (
                             "initialBackoff": "0.2s",
                             "maxBackoff": "2s",
                             "backoffMultiplier": 3,
-                            "retryableStatusCodes": ["UNAVAILABLE"],
+                            # A server that stops cancels calls which it had not taken up.
+                            "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                         },
                     }
                 ],
