@@ -200,14 +200,15 @@ async def test_the_oldest_operation_is_carried_out_first(asking: World, tenant: 
 async def test_a_worker_hears_at_once_of_a_new_operation(
     asking: World, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "_LOOK_SECONDS", 600)
     driver = Watched()
-    async with opened(asking) as database, working(database, driver) as workers:
-        await asyncio.sleep(0.1)  # it has looked, found nothing, and looks again in ten minutes
-        operation = import_image(tenant, "heard of")
-        workers.wake()
-        await until(lambda: driver.done)
-        await ended(database, operation)
+    with monkeypatch.context() as patched:
+        patched.setattr(work, "_LOOK_SECONDS", 600)
+        async with opened(asking) as database, working(database, driver) as workers:
+            await asyncio.sleep(0.1)  # it has looked, found nothing, and looks again in ten minutes
+            operation = import_image(tenant, "heard of")
+            workers.wake()
+            await until(lambda: driver.done)
+            await ended(database, operation)
     asking.run(look(asking))
 
 

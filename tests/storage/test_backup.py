@@ -53,7 +53,7 @@ def made(postgres: Postgres) -> Iterator[Clusters]:
 def dump(postgres: Postgres, made: Clusters) -> Backup:
     """A dump of a service's database, taken while calls came in and operations were carried out."""
     file = made.folder / "cunho.dump"
-    with serving(postgres, ledger_seconds=0.1) as world:
+    with serving(postgres, ledger_seconds=0.1, lease_seconds=2) as world:
         kept = fill(world)
         with Traffic(world).running() as traffic:
             until(lambda: len(traffic.acknowledged) >= 10)
