@@ -6,8 +6,8 @@ Callers are known before they are counted; a call without credentials takes no p
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 
 from cunho_rules.model import Caller
 from cunho_rules.refusals import Reason, Refusal
@@ -45,9 +45,8 @@ class Admission:
             raise _too_many("the account, while this server process is behind", limit, unit, "processes")
         raise _too_many("the account", limit, unit, "calls_per_second_per_account_max")
 
-    @contextmanager
-    def call(self, caller: Caller, peer: str) -> Iterator[None]:
-        """Counts a call as long as it is under way. Refuses: SERVICE_STOPPING, TOO_MANY_CALLS.
+    def call(self, caller: Caller, peer: str) -> "Counted":
+        """Counts a call until the block ends. Refuses: SERVICE_STOPPING, TOO_MANY_CALLS.
 
         Args:
             peer: network address, without the port.
@@ -60,25 +59,14 @@ class Admission:
         self._of_account[account] += 1
         self._of_peer[peer] += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self.calls -= 1
-            _one_less(self._of_account, account)
-            _one_less(self._of_peer, peer)
-            self._left()
+        return Counted(partial(self._end_call, account, peer))
 
-    @contextmanager
-    def wait(self) -> Iterator[None]:
-        """Counts a call that waits for an operation. Refuses: SERVICE_STOPPING, TOO_MANY_CALLS."""
+    def wait(self) -> "Counted":
+        """Counts a call that waits for an operation until the block ends. Refuses: SERVICE_STOPPING, TOO_MANY_CALLS."""
         self._let(self.waits, "waits_max", "this server process, of those that wait for operations")
         self.waits += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self.waits -= 1
-            self._left()
+        return Counted(self._end_wait)
 
     def close(self) -> None:
         """Lets no more calls in; those under way go on."""
@@ -100,9 +88,38 @@ class Admission:
         if under_way >= limit:
             raise _too_many(scope, str(limit), "at once", setting)
 
+    def _end_call(self, account: str, peer: str) -> None:
+        self.calls -= 1
+        _one_less(self._of_account, account)
+        _one_less(self._of_peer, peer)
+        self._left()
+
+    def _end_wait(self) -> None:
+        self.waits -= 1
+        self._left()
+
     def _left(self) -> None:
         if not self.calls + self.waits:
             self._idle.set()
+
+
+class Counted:
+    """What is counted for the time of a block; every call is, so that this is no generator.
+
+    Args:
+        end: counts it no more.
+    """
+
+    __slots__ = ("_end",)
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
 
 
 def _account(caller: Caller) -> str:

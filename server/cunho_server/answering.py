@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from structlog.contextvars import bind_contextvars
 
 from cunho_rules.refusals import Reason, Refusal, Violation, malformed
 from cunho_server import call, logs, metrics, shape, status
@@ -84,7 +83,7 @@ class Answering(grpc.aio.ServerInterceptor):
     def _wrapped(self, method: Method, behavior: _Behavior, parse: _Parse) -> _Handler:
         async def answer(messages: object, context: Any) -> bytes | None:
             this = Call(method, context.peer(), context.invocation_metadata())
-            bind_contextvars(call_id=this.call_id)
+            logs.call_id.set(this.call_id)
             with self._traced(this):
                 try:
                     data = await self._outcome(this, behavior, parse, context)

@@ -4,15 +4,20 @@ A call that changes something, or was refused to, leaves a line of the logger "c
 Nothing that a caller wrote can break a line or begin one.
 """
 
+import json
 import logging
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-
-import structlog
 
 from cunho_server.settings import Settings
 
 if TYPE_CHECKING:
     from cunho_server.call import Call
+
+#: The id of the call under way, which every line that is written meanwhile tells.
+call_id: ContextVar[str] = ContextVar("call_id", default="")
 
 _AUDIT = logging.getLogger("cunho.audit")
 _READS = logging.getLogger("cunho.reads")
@@ -20,25 +25,9 @@ _READS = logging.getLogger("cunho.reads")
 
 def configure(settings: Settings) -> None:
     """Sends the log to standard error, in the form that the settings say."""
-    shared: list[structlog.types.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
     handler = logging.StreamHandler()
     handler.addFilter(_matters)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                *_FORMS[settings.log_format],
-            ],
-        )
-    )
+    handler.setFormatter(_FORMS[settings.log_format]())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
 
 
@@ -51,13 +40,12 @@ def tell(call: "Call") -> None:
     """Leaves the line of a call that has ended."""
     logger, level = (_AUDIT, logging.INFO) if call.method.mutates else (_READS, logging.DEBUG)
     if logger.isEnabledFor(level):
-        logger.log(level, call.method.name, extra=_facts(call))
+        logger.log(level, call.method.name, extra={"facts": _facts(call)})
 
 
 def _facts(call: "Call") -> dict[str, Any]:
     facts: dict[str, Any] = {
         "service": call.method.service,
-        "call_id": call.call_id,
         "peer": call.peer,
         "code": call.code,
         "duration_ms": round(call.seconds * 1000, 3),
@@ -71,28 +59,48 @@ def _facts(call: "Call") -> dict[str, Any]:
     return facts | {name: True for name, marked in marks.items() if marked}
 
 
-def _in_one_line(logger: object, name: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-    """The event without characters that are no text; lines of a traceback are indented, so that none passes for a line."""
-    event["event"] = _printable(str(event["event"]))
-    if "exception" in event:
-        event["exception"] = "\n".join(f"    {_printable(line)}" for line in event["exception"].splitlines())
-    return event
+class _Json(logging.Formatter):
+    """A line is an object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        exception = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
+        said = {"event": record.getMessage(), "level": record.levelname.lower(), "logger": record.name}
+        return json.dumps({"timestamp": _time(record)} | said | _told(record) | exception, default=str)
+
+
+class _Console(logging.Formatter):
+    """A line is to be read by people; those of a traceback are indented, so that none passes for a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        facts = "".join(f" {name}={value!r}" for name, value in sorted(_told(record).items()))
+        said = f"{_printable(record.getMessage()):<30} [{record.name}]"
+        trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        lines = (f"{_time(record)} [{record.levelname.lower():<9}] {said}{facts}", *map(_indented, trace))
+        return "\n".join(lines)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _told(record: logging.LogRecord) -> dict[str, Any]:
+    """What the record tells besides: the call under way, and its facts."""
+    facts: Mapping[str, Any] = getattr(record, "facts", {})
+    under_way = call_id.get()
+    return {"call_id": under_way, **facts} if under_way else {**facts}
+
+
+def _indented(line: str) -> str:
+    return f"    {_printable(line)}"
 
 
 def _printable(text: str) -> str:
+    """The text without characters that are no text."""
+    if text.isprintable():
+        return text
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
-def _console() -> list[structlog.types.Processor]:
-    return [
-        _in_one_line,
-        structlog.dev.ConsoleRenderer(
-            colors=False, repr_native_str=True, exception_formatter=structlog.dev.plain_traceback
-        ),
-    ]
-
-
-_FORMS: dict[str, list[structlog.types.Processor]] = {
-    "console": _console(),
-    "json": [structlog.processors.JSONRenderer()],
-}
+_FORMS: dict[str, type[logging.Formatter]] = {"console": _Console, "json": _Json}

@@ -232,7 +232,7 @@ def test_what_opens_the_transaction_of_a_mutation_is_audited(rpc: Rpc) -> None:
 def test_nothing_that_a_caller_writes_begins_a_line(written: Any, form: str) -> None:
     lines = written(log_format=form)
     log = logging.getLogger("cunho")
-    log.info("said %s", FORGED, extra={"targets": {"image_id": FORGED}, "actor": FORGED, "peer": "\x1b[2J"})
+    log.info("said %s", FORGED, extra={"facts": {"targets": {"image_id": FORGED}, "actor": FORGED, "peer": "\x1b[2J"}})
     try:
         raise ValueError(FORGED)
     except ValueError:
