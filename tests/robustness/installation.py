@@ -1,8 +1,12 @@
 """Two servers of several processes each over one database, as an operator runs them: what traffic goes to."""
 
-import asyncio
+import os
+import random
+import signal
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +22,10 @@ from cunho_server import keys
 from cunho_server.settings import Settings
 from cunho_server.tokens import Signer
 
+_CONNECTIONS = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'cunho-server'"
+)
+
 
 class Installation(NamedTuple):
     """The servers, and their database."""
@@ -31,15 +39,40 @@ class Installation(NamedTuple):
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
         """The rows of a query, as the owner of the tables."""
+        return server_process.rows(self.dsn, query)
 
-        async def fetch() -> list[tuple[Any, ...]]:
-            connection = await asyncpg.connect(self.dsn)
-            try:
-                return [tuple(row) for row in await connection.fetch(query)]
-            finally:
-                await connection.close()
+    @contextmanager
+    def harmed(self, pause_seconds: float) -> Iterator[Counter[str]]:
+        """Within the block something dies after each pause; what did, so far."""
+        done, over = Counter[str](), threading.Event()
 
-        return asyncio.run(fetch())
+        def harm() -> None:
+            while not over.wait(pause_seconds):
+                act = random.choice((self._kill_process, self._end_connections, self._kill_connection))
+                with suppress(ProcessLookupError, IndexError, OSError, asyncpg.PostgresError):  # it is down already
+                    act()
+                    done[act.__name__] += 1
+
+        thread = threading.Thread(target=harm)
+        thread.start()
+        try:
+            yield done
+        finally:
+            over.set()
+            thread.join()
+
+    def _kill_process(self) -> None:
+        """A process of a server that answers calls dies."""
+        os.kill(random.choice(random.choice(self.servers).processes()), signal.SIGKILL)
+
+    def _end_connections(self) -> None:
+        """PostgreSQL ends half of its connections to the servers."""
+        self.sql(f"SELECT pg_terminate_backend(pid) FROM ({_CONNECTIONS}) AS one WHERE random() < 0.5")
+
+    def _kill_connection(self) -> None:
+        """PostgreSQL's process of a connection dies, whereupon it ends all others and recovers."""
+        ((number,),) = self.sql(f"{_CONNECTIONS} ORDER BY random() LIMIT 1")
+        os.kill(number, signal.SIGKILL)
 
     def judge(self, history: History) -> list[Violation]:
         """What the checker finds in a history of these servers, once nothing goes on any more."""
@@ -67,6 +100,8 @@ def installed(postgres: Postgres, folder: Path, *, servers: int = 2, **settings:
         settings: by the names of their variables without the prefix.
     """
     dsn = postgres.database()
+    # Else a kill loses what was acknowledged just before: PostgreSQL of the tests gives that up for speed.
+    server_process.rows(dsn, f"ALTER DATABASE {dsn.partition('?')[0].rpartition('/')[2]} SET synchronous_commit = on")
     # Operations take a moment, so that others find what is being made.
     given: dict[str, Any] = {"DATABASE_URL": dsn, "PROCESSES": 2, "LEDGER_SECONDS": 0.005} | settings
     with ExitStack() as stack:

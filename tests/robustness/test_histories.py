@@ -6,12 +6,15 @@ from pathlib import Path
 
 from tests.end_to_end.soundness import unsound
 from tests.robustness import traffic
-from tests.robustness.history import History
+from tests.robustness.history import AMBIGUOUS, History
 from tests.robustness.installation import installed
 from tests.robustness.scale import scaled
 from tests.world import Postgres
 
 CALLS = scaled(3_000, 100_000)
+
+#: While something dies again and again.
+HARMED_CALLS, HARMS_MIN = scaled(1_500, 30_000), scaled(3, 60)
 
 #: How calls must have ended, or been under way at once about one image, so often in each thousand. A history in which
 #: nothing collides proves nothing.
@@ -48,6 +51,21 @@ def test_every_history_has_an_order_that_keeps_the_rules(postgres: Postgres, tmp
         assert not unsound(installation.sql)
     print(f"{len(history.calls)} calls in {history.seconds:.0f} s", dict(history.reasons()), dict(history.meetings()))
     assert not [*rare(history)]
+
+
+def test_a_history_in_which_processes_and_connections_die_has_such_an_order_too(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    with installed(postgres, tmp_path, LEASE_SECONDS=1) as installation:
+        with installation.harmed(pause_seconds=1) as harm:
+            calls = traffic.run(installation.callable(), operations=HARMED_CALLS, timeout_seconds=5)
+            history = asyncio.run(calls)
+        violations = installation.judge(history)
+        assert not violations, "\n".join(map(str, violations[:5]))
+        assert not unsound(installation.sql)
+    print(f"{len(history.calls)} calls in {history.seconds:.0f} s", dict(harm), dict(history.reasons()))
+    assert harm.total() >= HARMS_MIN
+    assert [reason for reason in history.reasons() if reason in AMBIGUOUS]
 
 
 def rare(history: History) -> Iterator[str]:
