@@ -5,18 +5,22 @@ whoever calls less than the pace notices nothing. Nothing here knows gRPC.
 """
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable
 
 #: A process is behind when so many calls in a row waited longer than this to be taken up, while it used that much of a
 #: core. One that others keep from its core is late as well, but to refuse calls would not help.
-_DELAY_SECONDS_MAX, _LATE_MAX, _BUSY_MIN = 0.025, 3, 0.5
+_DELAY_SECONDS_MAX, _LATE_MAX, _BUSY_MIN = 0.02, 2, 0.5
 
-#: Pause from one look at that to the next.
-_LOOK_SECONDS = 0.05
+#: Pause from one look at that to the next, and after a late one.
+_LOOK_SECONDS, _LOOK_SECONDS_LATE = 0.05, 0.01
 
-#: What a look makes of the pace: when the process is behind; when it is in time; and when besides nobody was refused.
-_SLOWER, _FASTER, _MUCH_FASTER = 0.8, 1.1, 1.5
+#: What a look makes of the pace: when the process is behind; when it is in time; and when besides few calls came.
+_SLOWER, _FASTER, _MUCH_FASTER, _FEW = 0.7, 1.02, 1.5, 0.5
+
+#: How much the last look counts in how many calls are let in each second.
+_WEIGHT = 0.3
 
 #: Calls refused for each that was let in, from which on the pace goes no further down: refusing takes time, too.
 _REFUSED_MAX = 4
@@ -25,7 +29,7 @@ _REFUSED_MAX = 4
 _AHEAD_SECONDS, _AHEAD_SECONDS_SLOWED = 1, 0.02
 
 #: Refusals that are sent each second, and the longest that one waits for its turn.
-_REFUSALS_PER_SECOND, _TURN_SECONDS_MAX = 1000, 1
+_REFUSALS_PER_SECOND, _TURN_SECONDS_MAX = 200, 1
 
 
 class Pace:
@@ -48,6 +52,8 @@ class Pace:
         #: When the last refusal is sent.
         self._turn = 0.0
         self._let = self._refused = self._late = 0
+        #: Calls let in each second, lately.
+        self._rate = 0.0
         self._looked, self._used_seconds = clock(), time.process_time()
 
     @property
@@ -72,8 +78,11 @@ class Pace:
         Meanwhile its caller has one stream less to call by: that slows down who does not heed refusals.
         """
         now = self._clock()
-        self._turn = min(max(self._turn + 1 / _REFUSALS_PER_SECOND, now), now + _TURN_SECONDS_MAX)
-        return self._turn - now
+        self._turn = max(self._turn + 1 / _REFUSALS_PER_SECOND, now)
+        if self._turn <= now + _TURN_SECONDS_MAX:
+            return self._turn - now
+        self._turn = now + _TURN_SECONDS_MAX
+        return random.uniform(0.5, 1) * _TURN_SECONDS_MAX  # not all at once
 
     async def follow(self, probe: Callable[[float], Awaitable[bool]]) -> None:
         """Keeps the pace to what this process can take up, until cancelled.
@@ -82,7 +91,7 @@ class Pace:
             probe: whether a call is answered within so many seconds.
         """
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_LOOK_SECONDS_LATE if self._late else _LOOK_SECONDS)
             in_time = not (self._let or self._refused) or await probe(_DELAY_SECONDS_MAX)
             self.adjust(time.process_time(), in_time=in_time)
 
@@ -95,14 +104,14 @@ class Pace:
         """
         now = self._clock()
         seconds, used_seconds_before = now - self._looked, self._used_seconds
+        self._rate += _WEIGHT * (self._let / (seconds or 1) - self._rate)
         busy = used_seconds - used_seconds_before >= _BUSY_MIN * seconds
         self._late = self._late + 1 if busy and not in_time else 0
         if not self._late:
-            self.calls_per_second = min(
-                self.calls_per_second * (_FASTER if self._refused else _MUCH_FASTER), self._most
-            )
+            few = not self._refused and self._rate < _FEW * self.calls_per_second
+            self.calls_per_second = min(self.calls_per_second * (_MUCH_FASTER if few else _FASTER), self._most)
         elif self._late >= _LATE_MAX and self._refused <= self._let * _REFUSED_MAX:
-            slower = _SLOWER * (self.calls_per_second if self.slowed else self._let / seconds)
+            slower = _SLOWER * min(self.calls_per_second, self._rate)
             self.calls_per_second = min(max(slower, self._least), self._most)
         self._let = self._refused = 0
         self._looked, self._used_seconds = now, used_seconds

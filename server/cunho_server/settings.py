@@ -225,7 +225,7 @@ class Settings(BaseSettings):
         500, ge=1, le=100000, description="Calls that each process answers at once; more are refused at once."
     )
     calls_per_account_max: int = Field(
-        200, ge=1, le=100000, description="Calls of one account that each process answers at once."
+        40, ge=1, le=100000, description="Calls of one account that each process answers at once."
     )
     calls_per_peer_max: int = Field(
         400, ge=1, le=100000, description="Calls from one network address that each process answers at once."

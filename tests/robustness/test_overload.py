@@ -104,7 +104,7 @@ def test_ten_times_the_capacity_is_refused_and_leaves_nothing_behind(postgres: P
         process = Process(server)
         memory_bytes = process.memory_bytes
         noisy = load(server, "acme", 10 * most).start()
-        with calling(channel, server.token("globex"), RESOLVE, FAMILY) as others:
+        with calling(channel, server.token("globex"), RESOLVE, FAMILY, pause_seconds=0.05) as others:
             outcome = noisy.outcome()
         report(most, unloaded, outcome)
         assert {answer.code for answer in others} == {grpc.StatusCode.OK}
@@ -113,7 +113,7 @@ def test_ten_times_the_capacity_is_refused_and_leaves_nothing_behind(postgres: P
         until(lambda: call(channel, RESOLVE, FAMILY, server.token("acme")).code is grpc.StatusCode.OK)
         if LONG:
             assert len(outcome.refused) > len(outcome.answered)
-            assert p99(outcome.answered) < 5 * p99(unloaded.answered)
+            assert p99(outcome.answered) < 10 * p99(unloaded.answered)
 
 
 def report(most: float, unloaded: Outcome, outcome: Outcome) -> None:

@@ -66,7 +66,7 @@ def test_nothing_has_to_be_set() -> None:
         "connections": 16,
         "workers": 4,
         "calls_max": 500,
-        "calls_per_account_max": 200,
+        "calls_per_account_max": 40,
         "calls_per_peer_max": 400,
         "calls_per_second_per_account_max": 10000,
         "calls_per_second_per_account_min": 10,
