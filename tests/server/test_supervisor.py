@@ -154,6 +154,7 @@ def test_two_hundred_calls_under_way_are_answered_before_the_server_stops_and_ne
         "PROCESSES": 2,
         "SHUTDOWN_SECONDS": 120,
         "CONNECTIONS": 90,
+        "CALLS_PER_ACCOUNT_MAX": 200,
         "METRICS_ADDRESS": "127.0.0.1:0",
     }
     with serving(data_dir, **settings) as again, ThreadPoolExecutor(200) as threads:
