@@ -36,7 +36,8 @@ class Admission:
 
     async def keep_pace(self, caller: Caller) -> None:
         """Counts a call in the pace of its account. Refuses: TOO_MANY_CALLS."""
-        if self.pace.let(_account(caller)):
+        account = _account(caller)
+        if self.pace.let(account, alone=not self._of_account[account]):
             return
         if seconds := self.pace.turn_seconds():
             await asyncio.sleep(seconds)

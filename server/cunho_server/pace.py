@@ -1,7 +1,7 @@
 """How many calls a second an account may make: as many as the settings say, and fewer while this process falls behind.
 
 Then the pace goes down, step by step, until those who call most make room, and up again once calls are taken up in time;
-whoever calls less than the pace notices nothing. Nothing here knows gRPC.
+whoever calls less than the pace, or one call after the other, notices nothing. Nothing here knows gRPC.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 #: A process is behind when so many calls in a row waited longer than this to be taken up, while it used that much of a
 #: core. One that others keep from its core is late as well, but to refuse calls would not help.
-_DELAY_SECONDS_MAX, _LATE_MAX, _BUSY_MIN = 0.02, 2, 0.5
+_DELAY_SECONDS_MAX, _LATE_MAX, _BUSY_MIN = 0.025, 2, 0.5
 
 #: Pause from one look at that to the next, and after a late one.
 _LOOK_SECONDS, _LOOK_SECONDS_LATE = 0.05, 0.01
@@ -61,15 +61,20 @@ class Pace:
         """Whether it is slower than the settings say."""
         return self.calls_per_second < self._most
 
-    def let(self, account: str) -> bool:
-        """Whether the account may make a call now, which then counts."""
+    def let(self, account: str, *, alone: bool = False) -> bool:
+        """Whether the account may make a call now, which then counts.
+
+        Args:
+            alone: that it has no other under way. Who waits for each answer cannot hold up others by much.
+        """
         now = self._clock()
         even = max(self._even.get(account, now), now)
-        if even - now > (_AHEAD_SECONDS_SLOWED if self.slowed else _AHEAD_SECONDS):
+        ahead_seconds_max = _AHEAD_SECONDS_SLOWED if self.slowed else _AHEAD_SECONDS
+        if even - now > ahead_seconds_max and not (alone and self.slowed):
             self._refused += 1
             return False
         self._let += 1
-        self._even[account] = even + 1 / self.calls_per_second
+        self._even[account] = min(even, now + ahead_seconds_max) + 1 / self.calls_per_second
         return True
 
     def turn_seconds(self) -> float:

@@ -110,6 +110,18 @@ def test_a_pace_starts_from_what_is_answered_lately(process: Process) -> None:
     assert process.pace.calls_per_second > 400
 
 
+def test_who_makes_one_call_after_the_other_is_never_slowed(process: Process) -> None:
+    process.behind(100, acme=1000)
+    assert process.pace.slowed
+    assert all(process.pace.let("globex", alone=True) for _ in range(1000))
+    assert not all(process.pace.let("globex") for _ in range(10))
+
+
+def test_who_makes_one_call_after_the_other_keeps_to_what_the_settings_allow() -> None:
+    process = Process(most=100)
+    assert sum(process.pace.let("acme", alone=True) for _ in range(1000)) <= 101
+
+
 def test_one_late_call_changes_nothing(process: Process) -> None:
     process.behind(1, acme=1000)
     process.look(in_time=True, acme=1000)
@@ -149,8 +161,9 @@ def test_a_slowed_pace_is_told_with_what_makes_room() -> None:
     caller = Caller("acme", Role.ACCOUNT, "acme")
 
     async def calls() -> None:
-        for _ in range(10):
-            await admission.keep_pace(caller)
+        with admission.call(caller, "ipv4:10.0.0.1"):
+            for _ in range(10):
+                await admission.keep_pace(caller)
 
     with pytest.raises(Refusal) as refused:
         asyncio.run(calls())
