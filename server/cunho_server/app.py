@@ -45,6 +45,10 @@ from cunho_storage.database import Database
 
 log = logging.getLogger(__name__)
 
+#: Servers of gRPC in a process that shares its port. Each takes up one call at a time, and the next some turns of the
+#: event loop later; together they take up that many at once, and each turn has more to do.
+_SERVERS = 8
+
 _SERVICES: tuple[tuple[Any, Any, Any], ...] = (
     (image_service_pb2, image_service_pb2_grpc.add_ImageServiceServicer_to_server, ImageService),
     (instance_service_pb2, instance_service_pb2_grpc.add_InstanceServiceServicer_to_server, InstanceService),
@@ -83,13 +87,14 @@ async def serving(
     service = Service(database, identity, PageTokens(page_key), work, admission, settings)
     async with AsyncExitStack() as stack:
         tracing = stack.enter_context(closing(make_tracing())) if settings.traces else None
-        server = _server(service, channel_options(settings, shares_port=shares_port), tracing)
-        health = Health(server, _names())
-        address = f"{settings.address.rpartition(':')[0]}:{listening.listen(server, settings)}"
-        own_address = stack.enter_context(self_probe.own_address(server))
+        health = Health(_names())
+        options = channel_options(settings, shares_port=shares_port)
+        servers = [_server(service, health, options, tracing) for _ in range(_SERVERS if shares_port else 1)]
+        address = f"{settings.address.rpartition(':')[0]}:{listening.listen(servers, settings)}"
+        own_address = stack.enter_context(self_probe.own_address(servers[0]))
         await stack.enter_async_context(admin.serving(settings, index))
         await health.tell(True)
-        await server.start()
+        await asyncio.gather(*(server.start() for server in servers))
         lasting = (
             work.run(),
             health.follow(database),
@@ -107,13 +112,15 @@ async def serving(
             admission.close()
             work.dismiss()
             # Clients are told to go elsewhere at once; calls under way go on.
-            await server.stop(settings.shutdown_seconds)
+            await asyncio.gather(*(server.stop(settings.shutdown_seconds) for server in servers))
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
 
 
-def _server(service: Service, options: Sequence[tuple[str, int]], tracing: Tracing | None) -> grpc.aio.Server:
+def _server(
+    service: Service, health: Health, options: Sequence[tuple[str, int]], tracing: Tracing | None
+) -> grpc.aio.Server:
     answering = Answering(
         service.identity, service.admission, call_seconds_max=service.settings.call_seconds_max, tracing=tracing
     )
@@ -122,6 +129,7 @@ def _server(service: Service, options: Sequence[tuple[str, int]], tracing: Traci
     server.add_registered_method_handlers = lambda *_: None  # type: ignore[method-assign]
     for _, add, servicer in _SERVICES:
         add(servicer(service), server)
+    health.add_to(server)
     if service.settings.reflection:
         reflection.add(server, [SERVICE_NAME, *_names()])
     return server

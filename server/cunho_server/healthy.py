@@ -22,15 +22,18 @@ _LOOK_SECONDS, _ANSWER_SECONDS = 0.5, 2
 
 
 class Health:
-    """The health of every service of a server.
+    """The health of every service, told by all servers that it is added to.
 
     Args:
-        names: the services; "", the server as a whole, is told as well.
+        names: the services; "", all of them together, is told as well.
     """
 
-    def __init__(self, server: grpc.aio.Server, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self._servicer = health.aio.HealthServicer()
         self._names = names
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Lets the server, which has not started yet, tell it."""
         answer = health_pb2.HealthCheckResponse.SerializeToString
         check: Any = grpc.stream_unary_rpc_method_handler(_of_one(self._servicer.Check), response_serializer=answer)
         watch: Any = grpc.stream_stream_rpc_method_handler(_of_one(self._servicer.Watch), response_serializer=answer)

@@ -34,18 +34,25 @@ async def verifier(settings: Settings) -> Identity:
     return Identity(await asyncio.to_thread(keys.verifying, settings), settings)
 
 
-def listen(server: grpc.aio.Server, settings: Settings) -> int:
-    """Takes connections on the address of the settings; the port. Raises AddressError, KeyFileError."""
-    address = settings.address
+def listen(servers: Sequence[grpc.aio.Server], settings: Settings) -> int:
+    """Takes connections on the address of the settings; the port. Raises AddressError, KeyFileError.
+
+    Args:
+        servers: several only if they share a port that is known.
+    """
+    address, pair = settings.address, None
+    if settings.tls_certificate and settings.tls_key:
+        pair = Certificate(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     try:
-        if settings.tls_certificate and settings.tls_key:
-            pair = Certificate(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
-            return server.add_secure_port(address, pair.credentials())
-        return server.add_insecure_port(address)
+        ports = [
+            server.add_secure_port(address, pair.credentials()) if pair else server.add_insecure_port(address)
+            for server in servers
+        ]
     except RuntimeError:
         raise AddressError(
             f"cannot listen on {address}: stop what listens there, or choose another address with CUNHO_ADDRESS"
         ) from None
+    return ports[0]
 
 
 class Certificate:
@@ -62,24 +69,30 @@ class Certificate:
         self._configuration = self._read()
 
     def credentials(self) -> grpc.ServerCredentials:
-        """What gRPC shakes hands with. Where there are authorities of clients, every client shows a certificate."""
-        shown = self._client_ca is not None
-        return grpc.dynamic_ssl_server_credentials(self._configuration, self._changed, shown)  # type: ignore[arg-type]
+        """What a server shakes hands with. Where there are authorities of clients, every client shows a certificate."""
+        given = self._configuration
 
-    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The new configuration; None to go on with the one before."""
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            """The new configuration; None to go on with the one before."""
+            nonlocal given
+            before, given = given, self._current()
+            return None if given is before else given
+
+        shown = self._client_ca is not None
+        return grpc.dynamic_ssl_server_credentials(given, changed, shown)  # type: ignore[arg-type]
+
+    def _current(self) -> grpc.ServerCertificateConfiguration:
         with self._lock:
             stamps = self._stamps()
-            if stamps == self._seen:
-                return None
-            try:
-                configuration = self._read()
-            except KeyFileError as error:
-                self._warn(f"TLS goes on with the certificate read before: {error}")
-                return None
-            self._seen, self._told = stamps, ""
-            log.info("TLS goes on with what is new in %s", ", ".join(map(str, self._files())))
-            return configuration
+            if stamps != self._seen:
+                try:
+                    self._configuration = self._read()
+                except KeyFileError as error:
+                    self._warn(f"TLS goes on with the certificate read before: {error}")
+                else:
+                    self._seen, self._told = stamps, ""
+                    log.info("TLS goes on with what is new in %s", ", ".join(map(str, self._files())))
+            return self._configuration
 
     def _warn(self, text: str) -> None:
         if text != self._told:
