@@ -15,7 +15,7 @@ from cunho_server import explaining, making, messages, shown, status
 from cunho_server.servicer import Mutation, Servicer, all_of, one_region
 from cunho_server.shape import masked
 from cunho_storage import accounts, facts_of, images, instances, regions, shares
-from cunho_storage.database import Conflict, Connection
+from cunho_storage.database import Connection
 from cunho_storage.shares import Share
 
 
@@ -230,9 +230,10 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
         async with self.mutation(request, context, images.CHANGING, image_id=request.image_id) as mutation:
             facts = await _share_facts(mutation, "ShareImage", request)
             actions.SHARE_IMAGE.enforce(facts)
-            added = await _add_shares(mutation.connection, facts)
-            image, found = _shared(mutation, facts, _there(facts.image).share_count + added)
-            return await mutation.answer(pb.ShareImageResponse(shares=found, image=image))
+            account_ids = _without_share(facts)
+            image, found = _shared(mutation, facts, _there(facts.image).share_count + len(account_ids))
+            answer = pb.ShareImageResponse(shares=found, image=image)
+            return await mutation.answer(answer, shares.adding(image.image_id, account_ids))
 
     async def UnshareImage(self, request: pb.UnshareImageRequest, context: Any) -> pb.UnshareImageResponse:
         async with self.mutation(request, context, images.CHANGING, image_id=request.image_id) as mutation:
@@ -254,9 +255,9 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             actions.SET_IMAGE_SHARES.enforce(facts)
             others = {*await shares.account_ids(mutation.connection, request.image_id)} - {*request.account_ids}
             await shares.remove(mutation.connection, request.image_id, sorted(others))
-            await _add_shares(mutation.connection, facts)
             image, found = _shared(mutation, facts, len(request.account_ids))
-            return await mutation.answer(pb.SetImageSharesResponse(shares=found, image=image))
+            answer = pb.SetImageSharesResponse(shares=found, image=image)
+            return await mutation.answer(answer, shares.adding(image.image_id, _without_share(facts)))
 
     async def ListImageShares(self, request: pb.ListImageSharesRequest, context: Any) -> pb.ListImageSharesResponse:
         caller = context.caller
@@ -367,12 +368,9 @@ async def _share_facts(
     )
 
 
-async def _add_shares(connection: Connection, facts: Facts) -> int:
-    """Shares the image with those of the recipients who do not have it; how many."""
-    added = [recipient.account_id for recipient in facts.recipients or () if not recipient.shared]
-    if not await shares.add(connection, facts.image_id, sorted(added)):
-        raise Conflict("shares")
-    return len(added)
+def _without_share(facts: Facts) -> list[str]:
+    """Those of the recipients who do not have the image, sorted."""
+    return sorted(recipient.account_id for recipient in facts.recipients or () if not recipient.shared)
 
 
 def _shared(mutation: Mutation, facts: Facts, share_count: int) -> tuple[pb.Image, list[pb.ImageShare]]:

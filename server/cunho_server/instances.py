@@ -15,7 +15,6 @@ from cunho_server.servicer import Mutation, Servicer, all_of, one_region
 from cunho_server.shape import masked
 from cunho_server.work import step
 from cunho_storage import facts_of, images, instances, regions
-from cunho_storage.database import Conflict
 
 
 class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceServicer):
@@ -187,17 +186,8 @@ async def _launch(mutation: Mutation, request: pb.CreateInstanceRequest, facts: 
     assert image_kind is not None
     instance_ids = [mutation.new_id("ins") for _ in range(count)]
     operation_id = mutation.new_id("op")
-    operation = await mutation.begin(
-        operation_id,
-        method="CreateInstance",
-        region_id=request.region_id,
-        target_ids=instance_ids,
-        steps=[step("launch", request.region_id, instance_id) for instance_id in instance_ids],
-        warnings=warnings.of_launch(image, image_kind),
-    )
     numbered = request.name and count > 1
-    added = await instances.add(
-        mutation.connection,
+    launching = instances.launching(
         instance_ids=instance_ids,
         names=[f"{request.name}-{number}" if numbered else request.name for number in range(1, count + 1)],
         description=request.description,
@@ -210,9 +200,15 @@ async def _launch(mutation: Mutation, request: pb.CreateInstanceRequest, facts: 
         kind=image_kind,
         trust=trust(image_kind),
     )
-    if added != count:
-        raise Conflict("image")
-    return operation
+    return await mutation.begin(
+        operation_id,
+        method="CreateInstance",
+        region_id=request.region_id,
+        target_ids=instance_ids,
+        steps=[step("launch", request.region_id, instance_id) for instance_id in instance_ids],
+        warnings=warnings.of_launch(image, image_kind),
+        first=launching,
+    )
 
 
 async def _reinstall(mutation: Mutation, facts: Facts) -> Operation:
@@ -240,7 +236,7 @@ async def _move(
 ) -> Operation:
     """The operation that does `word` to the instance, which goes through a state at once."""
     instance, operation_id = _there(facts.instance), mutation.new_id("op")
-    operation = await mutation.begin(
+    return await mutation.begin(
         operation_id,
         method=facts.action,
         region_id=instance.region_id,
@@ -248,7 +244,5 @@ async def _move(
         steps=[step(word, instance.region_id, instance.instance_id)],
         input=input | {"from_state": instance.state},
         warnings=notices or (),
+        first=instances.moving(instance, through, operation_id),
     )
-    if not await instances.begin(mutation.connection, instance, through, operation_id):
-        raise Conflict("instance")
-    return operation

@@ -83,7 +83,7 @@ async def create(mutation: Mutation, request: pb.CreateImageRequest, facts: Fact
         messages.CONSISTENCY.name(request.consistency) != "CRASH_CONSISTENT" and instance.state == InstanceState.RUNNING
     )
     names = ("stop", "capture", "start") if stops else ("capture",)
-    operation = await mutation.begin(
+    return await mutation.begin(
         operation_id,
         method="CreateImage",
         region_id=request.region_id,
@@ -93,10 +93,8 @@ async def create(mutation: Mutation, request: pb.CreateImageRequest, facts: Fact
         ],
         input={"instance_id": instance.instance_id, "instance_state": instance.state},
         quotes=[quote],
+        first=instances.moving(instance, InstanceState.IMAGING, operation_id),
     )
-    if not await instances.begin(mutation.connection, instance, InstanceState.IMAGING, operation_id):
-        raise Conflict("instance")
-    return operation
 
 
 async def import_(mutation: Mutation, request: pb.ImportImageRequest, facts: Facts) -> Operation:

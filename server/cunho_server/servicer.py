@@ -86,6 +86,7 @@ class Mutation:
         input: Mapping[str, Any] | None = None,
         warnings: Sequence[Warning] = (),
         quotes: Sequence[Quote] = (),
+        first: requests.Write | None = None,
     ) -> operations_pb2.Operation:
         """The new operation, which a worker takes up once the transaction is committed: the answer of the mutation.
 
@@ -93,6 +94,7 @@ class Mutation:
             target_ids: the images or instances that it makes or changes.
             steps: as `work.step` makes them.
             input: what the work needs to know beyond its targets.
+            first: what it begins with.
         """
         operation = Operation(
             operation_id=operation_id,
@@ -118,8 +120,7 @@ class Mutation:
             end_time=None,
         )
         message = messages.operation(self._as_rehearsed(operation) if self.rehearsal else operation)
-        await operations.add(self.connection, operation, self.key, message.SerializeToString())
-        return message
+        return await self.answer(message, operations.adding(operation, first))
 
     def _as_rehearsed(self, operation: Operation) -> Operation:
         """The operation without the ids that it would make."""
@@ -127,10 +128,13 @@ class Mutation:
         kept = [target_id for target_id in operation.target_ids if target_id not in self.new_ids]
         return operation._replace(operation_id="", target_ids=kept, steps=steps)
 
-    async def answer(self, message: Answer) -> Answer:
-        """The message, kept for whoever repeats the request."""
-        if self.key is not None:
-            await requests.answer(self.connection, self.key, message.SerializeToString())
+    async def answer(self, message: Answer, last: requests.Write | None = None) -> Answer:
+        """The message, kept for whoever repeats the request.
+
+        Args:
+            last: what is still to be written.
+        """
+        await requests.end(self.connection, self.key, message.SerializeToString(), last)
         return message
 
 

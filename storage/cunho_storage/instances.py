@@ -9,10 +9,10 @@ from peewee import SQL, fn
 from cunho_rules import filters
 from cunho_rules.model import Instance, InstanceState
 from cunho_rules.orders import Key
-from cunho_storage import pages
+from cunho_storage import operations, pages
 from cunho_storage.conditions import label_of
 from cunho_storage.database import Connection
-from cunho_storage.requests import Beginning
+from cunho_storage.requests import Beginning, Write
 from cunho_storage.statements import Statement, any_of, arg, literal, locking
 from cunho_storage.tables import ImageRow, ImageShareRow, InstanceRow, RegionRow
 
@@ -108,7 +108,7 @@ _NEW = {
     InstanceRow.update_time: SQL("now()"),
     **_LAUNCH,
 }
-_ADD = Statement(
+_LAUNCHING = operations.beginning_with(
     InstanceRow.insert_from(ImageRow.select(*_NEW.values()).where(ImageRow.image_id == arg("image_id")), fields=[*_NEW])
 )
 _CHANGED = {InstanceRow.version: InstanceRow.version + SQL("1"), InstanceRow.update_time: SQL("now()")}
@@ -122,9 +122,9 @@ _UPDATE = Statement(
         }
     ).where((InstanceRow.instance_id == arg("instance_id")) & _LIVE)
 )
-_BEGIN = Statement(
+_MOVING = operations.beginning_with(
     InstanceRow.update(
-        {InstanceRow.state: arg("state"), InstanceRow.operation_id: arg("operation_id"), **_CHANGED}
+        {InstanceRow.state: arg("through_state"), InstanceRow.operation_id: arg("operation_id"), **_CHANGED}
     ).where((InstanceRow.instance_id == arg("instance_id")) & (InstanceRow.state == arg("from_state")))
 )
 _OF_OPERATION = (InstanceRow.instance_id == any_of("instance_ids")) & (InstanceRow.operation_id == arg("operation_id"))
@@ -146,8 +146,7 @@ _REINSTALL = Statement(
 )
 
 
-async def add(
-    connection: Connection,
+def launching(
     *,
     instance_ids: Sequence[str],
     names: Sequence[str],
@@ -160,22 +159,33 @@ async def add(
     image_id: str,
     kind: str,
     trust: str,
-) -> int:
-    """Adds PROVISIONING instances of an image, in its region; how many, 0 if the image is not there."""
-    return await connection.run(
-        _ADD,
-        instance_ids=instance_ids,
-        names=names,
-        description=description,
-        zone_id=zone_id,
-        account_id=account_id,
-        instance_type=instance_type,
-        labels=labels,
-        operation_id=operation_id,
-        image_id=image_id,
-        launch_kind=kind,
-        launch_trust=trust,
-    )
+) -> Write:
+    """The write by which an operation begins to launch instances of an image, in its region: they are PROVISIONING."""
+    arguments = {
+        "instance_ids": instance_ids,
+        "names": names,
+        "description": description,
+        "zone_id": zone_id,
+        "account_id": account_id,
+        "instance_type": instance_type,
+        "labels": labels,
+        "operation_id": operation_id,
+        "image_id": image_id,
+        "launch_kind": kind,
+        "launch_trust": trust,
+    }
+    return Write(_LAUNCHING, arguments, rows=len(instance_ids))
+
+
+def moving(instance: Instance, through: str, operation_id: str) -> Write:
+    """The write by which an operation begins to move an idle instance through a state. Nothing is done if it is not idle."""
+    arguments = {
+        "instance_id": instance.instance_id,
+        "from_state": instance.state,
+        "through_state": through,
+        "operation_id": operation_id,
+    }
+    return Write(_MOVING, arguments)
 
 
 async def update(connection: Connection, instance: Instance) -> bool:
@@ -187,20 +197,6 @@ async def update(connection: Connection, instance: Instance) -> bool:
             name=instance.name,
             description=instance.description,
             labels=instance.labels,
-        )
-        == 1
-    )
-
-
-async def begin(connection: Connection, instance: Instance, state: str, operation_id: str) -> bool:
-    """Moves an idle instance to `state` for an operation; False if its state is not what it was."""
-    return (
-        await connection.run(
-            _BEGIN,
-            instance_id=instance.instance_id,
-            from_state=instance.state,
-            state=state,
-            operation_id=operation_id,
         )
         == 1
     )

@@ -26,9 +26,6 @@ _LEASE = fn.CLOCK_TIMESTAMP() + fn.MAKE_INTERVAL(0, 0, 0, 0, 0, 0, arg("lease_se
 
 _GET = Statement(OperationRow.select().where(_THIS))
 _ADDED = OperationRow.insert({field: arg(field.name) for field in OperationRow._meta.sorted_fields})
-_ADD = Statement(_ADDED)
-#: With the answer to the request that asks for the operation.
-_ADD_ANSWERING = Statement(_ADDED.with_cte(CTE("answer", requests.ANSWER.returning(SQL("1")))))
 _CANCEL = Statement(OperationRow.update({OperationRow.cancel_requested: SQL("true")}).where(_THIS & _RUNNING))
 _DELETE = Statement(delete_from(OperationRow).where(_THIS & ~_RUNNING))
 _ENDED = Statement(OperationRow.select().where((OperationRow.operation_id == any_of("operation_ids")) & ~_RUNNING))
@@ -92,6 +89,29 @@ _UNFINISHED = Statement(
 )
 
 
+_ADDING = requests.Ending(_ADDED)
+
+
+def beginning_with(write: Any) -> requests.Ending:
+    """How mutations end that add an operation and write what it begins with.
+
+    Args:
+        write: its arguments are named as the fields of an operation only if they are the same.
+    """
+    return requests.Ending(write, CTE("added", _ADDED.returning(SQL("1"))))
+
+
+def adding(operation: Operation, first: requests.Write | None = None) -> requests.Write:
+    """The write that adds the operation.
+
+    Args:
+        first: what the operation begins with, if anything, of an ending that `beginning_with` made.
+    """
+    if first is None:
+        return requests.Write(_ADDING, operation._asdict())
+    return first._replace(arguments={**operation._asdict(), **first.arguments})
+
+
 class Unfinished(NamedTuple):
     """The operations that have not ended."""
 
@@ -105,16 +125,6 @@ async def get(connection: Connection, operation_id: str) -> Operation | None:
     """The operation, or None."""
     row = await connection.row(_GET, operation_id=operation_id)
     return Operation._make(row) if row else None
-
-
-async def add(
-    connection: Connection, operation: Operation, key: requests.Key | None = None, answer: bytes = b""
-) -> None:
-    """Adds an operation, and keeps the answer to the request that asks for it, if that has an id."""
-    if key is None:
-        await connection.run(_ADD, **operation._asdict())
-    else:
-        await connection.run(_ADD_ANSWERING, **operation._asdict(), **requests.answering(key, answer))
 
 
 async def cancel(connection: Connection, operation_id: str) -> None:

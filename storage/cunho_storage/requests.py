@@ -1,11 +1,12 @@
 """Answers kept for request ids, so that a repeated call has one effect and one answer. Source: ALL-2."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from peewee import CTE, SQL, Select, fn
 
-from cunho_storage.database import Connection
+from cunho_storage.database import Conflict, Connection
 from cunho_storage.statements import Statement, arg, delete_from
 from cunho_storage.tables import RequestRow
 
@@ -27,13 +28,12 @@ _CLAIMS = CTE("claim", _CLAIMED.returning(RequestRow.request_id))
 _NUMBER = Select([_CLAIMS], [fn.COUNT(SQL("1"))])
 _TIME = SQL("now()")
 _GET = Statement(RequestRow.select(RequestRow.fingerprint, RequestRow.answer).where(_KEY))
-#: Keeps the answer to a request that was claimed; takes what `answering` gives.
-ANSWER = RequestRow.update({RequestRow.answer: arg("answer")}).where(
+_ANSWERED = RequestRow.update({RequestRow.answer: arg("answer")}).where(
     (RequestRow.account_id == arg("asking_account_id"))
     & (RequestRow.method == arg("asked_method"))
     & (RequestRow.request_id == arg("asked_request_id"))
 )
-_ANSWER = Statement(ANSWER)
+_ANSWER = Statement(_ANSWERED)
 _FORGET = Statement(delete_from(RequestRow).where(RequestRow.create_time < SQL("now() - interval '24 hours'")))
 
 
@@ -99,13 +99,46 @@ async def begin(
     return Begun(row[0], Answered._make(answered))
 
 
-async def answer(connection: Connection, key: Key, answer: bytes) -> None:
-    """Keeps the answer to the request that this transaction claimed."""
-    await connection.run(_ANSWER, **answering(key, answer))
+class Ending:
+    """How mutations end: with their last write and the answer to the request, in one statement.
+
+    Args:
+        write: an insert, an update or a delete.
+        others: what is written besides.
+    """
+
+    def __init__(self, write: Any, *others: CTE) -> None:
+        self.alone = Statement(write.with_cte(*others))
+        self.answering = Statement(write.with_cte(*others, CTE("answer", _ANSWERED.returning(SQL("1")))))
 
 
-def answering(key: Key, answer: bytes) -> dict[str, Any]:
-    """The arguments of ANSWER, which others put into statements of theirs."""
+class Write(NamedTuple):
+    """The last write of a mutation."""
+
+    ending: Ending
+    arguments: Mapping[str, Any]
+    #: How many rows it writes, unless others got in the way.
+    rows: int = 1
+
+
+async def end(connection: Connection, key: Key | None, answer: bytes, last: Write | None = None) -> None:
+    """Ends a mutation. Raises Conflict if others got in the way of its last write.
+
+    Args:
+        key: the request that this transaction claimed; None for one without an id, whose answer is not kept.
+        last: None if nothing is left to write.
+    """
+    kept = _answering(key, answer) if key else {}
+    if last is None:
+        if key:
+            await connection.run(_ANSWER, **kept)
+        return
+    statement = last.ending.answering if key else last.ending.alone
+    if await connection.run(statement, **last.arguments, **kept) != last.rows:
+        raise Conflict("last write")
+
+
+def _answering(key: Key, answer: bytes) -> dict[str, Any]:
     return {
         "answer": answer,
         "asking_account_id": key.account_id,

@@ -9,6 +9,7 @@ from peewee import CTE, JOIN, SQL, Select, fn
 from cunho_rules.limits import QUOTA_LIMIT_MAX
 from cunho_rules.model import Recipient
 from cunho_storage.database import Connection
+from cunho_storage.requests import Ending, Write
 from cunho_storage.statements import Statement, any_of, arg, delete_from
 from cunho_storage.tables import AccountRegionRow, AccountRow, ImageRow, ImageShareRow
 
@@ -44,7 +45,7 @@ _COUNTED = ImageRow.update({ImageRow.share_count: ImageRow.share_count + arg("ad
 )
 _COUNT = Statement(_COUNTED)
 _IMAGE = CTE("image", _COUNTED.returning(ImageRow.image_id, ImageRow.owner_account_id, ImageRow.region_id))
-_ADD = Statement(
+_ADDING = Ending(
     ImageShareRow.insert_from(
         Select(
             [_IMAGE],
@@ -58,7 +59,8 @@ _ADD = Statement(
             ],
         ),
         fields=ImageShareRow._meta.sorted_fields,
-    ).with_cte(_IMAGE)
+    ),
+    _IMAGE,
 )
 _REMOVE = Statement(
     delete_from(ImageShareRow)
@@ -99,12 +101,10 @@ def as_recipients(account_ids: Sequence[str], rows: Iterable[Any]) -> tuple[Reci
     return tuple(known.get(account_id, Recipient(account_id, False, False, None)) for account_id in account_ids)
 
 
-async def add(connection: Connection, image_id: str, account_ids: Sequence[str]) -> bool:
-    """Shares the image with accounts that do not have it; False, with nothing done, if its limit has no room."""
-    if not account_ids:
-        return True
-    added = await connection.run(_ADD, image_id=image_id, account_ids=account_ids, added=len(account_ids))
-    return added == len(account_ids)
+def adding(image_id: str, account_ids: Sequence[str]) -> Write:
+    """The write that shares the image with accounts that do not have it. Nothing is done if its limit has no room."""
+    arguments = {"image_id": image_id, "account_ids": account_ids, "added": len(account_ids)}
+    return Write(_ADDING, arguments, rows=len(account_ids))
 
 
 async def remove(connection: Connection, image_id: str, account_ids: Sequence[str]) -> list[str]:

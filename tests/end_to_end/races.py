@@ -31,7 +31,7 @@ from cunho.v1 import (
     Support,
 )
 from cunho_storage import accounts, database, images, instances, operations, shares
-from cunho_storage.requests import Beginning
+from cunho_storage.requests import Beginning, Ending
 from cunho_storage.statements import Statement
 
 Call = Callable[[], Any]
@@ -299,7 +299,7 @@ SHARE_ONCE = Schema("ALTER TABLE image_share DROP CONSTRAINT image_share_pkey")
 SHARED_LIVES = Schema("ALTER TABLE image DROP CONSTRAINT image_shared_is_available")
 SHARE_IN_REGION = Schema("ALTER TABLE image_share DROP CONSTRAINT image_share_recipient")
 INSTANCE_LOCK = Text(instances, " FOR NO KEY UPDATE")
-INSTANCE_IDLE = Text(instances, '("instance"."state" = $4)', "($4::text <> '')")
+INSTANCE_IDLE = Text(instances, '("instance"."state" = $', "('' <> $")
 INSTANCE_IN_REGION = Schema("ALTER TABLE instance DROP CONSTRAINT instance_account")
 REQUEST_ONCE = Schema("ALTER TABLE request_log DROP CONSTRAINT request_log_pkey")
 
@@ -334,8 +334,8 @@ def _statements(module: ModuleType) -> Iterator[Statement]:
     for value in vars(module).values():
         if isinstance(value, Statement):
             yield value
-        elif isinstance(value, Beginning):
-            yield from (value.alone, value.claiming)
+        elif isinstance(value, Beginning | Ending):
+            yield from vars(value).values()
 
 
 @contextmanager

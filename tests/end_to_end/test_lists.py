@@ -18,7 +18,7 @@ from tests.world import FRANKFURT, GUANGZHOU, SHANGHAI, ZONES, Tenant, World
 from cunho import Refused, v1
 from cunho_rules.filters import IMAGE_FIELDS, INSTANCE_FIELDS
 from cunho_rules.orders import IMAGE_ORDER_FIELDS, INSTANCE_ORDER_FIELDS
-from cunho_storage import accounts, images, shares
+from cunho_storage import accounts, images, requests, shares
 
 GIB = 1 << 30
 
@@ -513,7 +513,7 @@ def test_a_list_is_of_one_moment(world: World, shelf: Shelf) -> None:
             for image_id in sorted((taken, given)):
                 await images.lock(connection, image_id)
             await shares.remove(connection, taken, [recipient.account_id])
-            assert await shares.add(connection, given, [recipient.account_id])
+            await requests.end(connection, None, b"", shares.adding(given, [recipient.account_id]))
 
     async def go_on_swapping() -> None:
         for taken, given in itertools.cycle([(one, other), (other, one)]):

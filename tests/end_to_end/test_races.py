@@ -72,7 +72,7 @@ from cunho.v1 import (
     Image,
     QuotaId,
 )
-from cunho_storage import accounts, images, instances, shares
+from cunho_storage import accounts, images, requests, shares
 
 CUSTOM_IMAGES, SHARES = QuotaId.QUOTA_ID_CUSTOM_IMAGES, QuotaId.QUOTA_ID_SHARES_PER_IMAGE
 
@@ -138,7 +138,7 @@ def obsolete() -> Deprecation:
 
 
 # Only the lock of the image keeps it as the launch saw it.
-@duel(instances, "add", IMAGE_KEPT)
+@duel(requests, "end", IMAGE_KEPT)
 def a_launch_and_an_unshare(servers: Servers) -> tuple[Call, Call]:
     owner, recipient, shared = shared_image(servers)
     return (
@@ -148,7 +148,7 @@ def a_launch_and_an_unshare(servers: Servers) -> tuple[Call, Call]:
 
 
 # As above: the foreign key knows nothing of states.
-@duel(instances, "add", IMAGE_KEPT)
+@duel(requests, "end", IMAGE_KEPT)
 def a_launch_and_a_delete(servers: Servers) -> tuple[Call, Call]:
     one, other = servers.clients()
     own = image(one, "own")
@@ -156,7 +156,7 @@ def a_launch_and_a_delete(servers: Servers) -> tuple[Call, Call]:
 
 
 # As above.
-@duel(instances, "add", IMAGE_KEPT)
+@duel(requests, "end", IMAGE_KEPT)
 def a_launch_and_a_retirement(servers: Servers) -> tuple[Call, Call]:
     one, other = servers.clients()
     own = image(one, "own")
@@ -167,7 +167,7 @@ def a_launch_and_a_retirement(servers: Servers) -> tuple[Call, Call]:
 
 
 # As above.
-@duel(instances, "begin", IMAGE_KEPT)
+@duel(requests, "end", IMAGE_KEPT)
 def a_reinstallation_and_an_unshare(servers: Servers) -> tuple[Call, Call]:
     owner, recipient, shared = shared_image(servers)
     instance = launch(recipient, shared.image_id).result(20).instances[0]
@@ -205,7 +205,7 @@ def a_delete_and_a_share(servers: Servers) -> tuple[Call, Call]:
 
 
 # As above.
-@duel(shares, "add", IMAGE_LOCK, SHARED_LIVES, second="IMAGE_SHARED")
+@duel(requests, "end", IMAGE_LOCK, SHARED_LIVES, second="IMAGE_SHARED")
 def a_share_and_a_delete(servers: Servers) -> tuple[Call, Call]:
     one, other = servers.clients()
     own, recipient = image(one, "own"), servers.one.tenant()
@@ -329,7 +329,7 @@ def a_leave_of_the_region_and_a_launch(servers: Servers) -> tuple[Call, Call]:
 
 
 # Only the foreign key: a launch locks no region.
-@duel(instances, "add", INSTANCE_IN_REGION, first="ACCOUNT_NOT_IN_REGION")
+@duel(requests, "end", INSTANCE_IN_REGION, first="ACCOUNT_NOT_IN_REGION")
 def a_launch_and_a_leave_of_the_region(servers: Servers) -> tuple[Call, Call]:
     one, _ = servers.clients()
     public = servers.one.public_image()
@@ -337,7 +337,7 @@ def a_launch_and_a_leave_of_the_region(servers: Servers) -> tuple[Call, Call]:
 
 
 # As above.
-@duel(shares, "add", SHARE_IN_REGION, first="SHARE_REGION_MISMATCH")
+@duel(requests, "end", SHARE_IN_REGION, first="SHARE_REGION_MISMATCH")
 def a_share_and_a_leave_of_the_region_by_the_recipient(servers: Servers) -> tuple[Call, Call]:
     one, _ = servers.clients()
     own, recipient = image(one, "own"), servers.one.tenant()
@@ -361,7 +361,7 @@ def two_updates_of_an_account_with_one_etag(servers: Servers) -> tuple[Call, Cal
 
 
 # The lock of the instance, and the state that the write demands.
-@duel(instances, "begin", INSTANCE_LOCK, INSTANCE_IDLE, second="INSTANCE_BUSY")
+@duel(requests, "end", INSTANCE_LOCK, INSTANCE_IDLE, second="INSTANCE_BUSY")
 def a_stop_and_a_reboot(servers: Servers) -> tuple[Call, Call]:
     one, other = servers.clients()
     instance_id = servers.one.launch(one).instance_id
@@ -369,7 +369,7 @@ def a_stop_and_a_reboot(servers: Servers) -> tuple[Call, Call]:
 
 
 # As above.
-@duel(instances, "begin", INSTANCE_LOCK, INSTANCE_IDLE, second="INSTANCE_BUSY")
+@duel(requests, "end", INSTANCE_LOCK, INSTANCE_IDLE, second="INSTANCE_BUSY")
 def an_image_and_a_delete_of_the_instance(servers: Servers) -> tuple[Call, Call]:
     one, other = servers.clients()
     instance_id = servers.one.launch(one).instance_id
@@ -380,7 +380,7 @@ def an_image_and_a_delete_of_the_instance(servers: Servers) -> tuple[Call, Call]
 
 
 # As above.
-@duel(instances, "begin", INSTANCE_LOCK, INSTANCE_IDLE, second="INSTANCE_BUSY")
+@duel(requests, "end", INSTANCE_LOCK, INSTANCE_IDLE, second="INSTANCE_BUSY")
 def a_delete_of_the_instance_and_an_image(servers: Servers) -> tuple[Call, Call]:
     one, other = servers.clients()
     instance_id = servers.one.launch(one).instance_id
@@ -537,7 +537,7 @@ def assert_50_have_it(servers: Servers, shared: Shared, outcomes: Sequence[Any],
 @pytest.mark.parametrize("already", [0, 49])
 def test_100_sharers_share_with_no_more_than_50_accounts(servers: Servers, already: int) -> None:
     shared = to_be_shared(servers, already, accounts_of(servers, 100))
-    with paused(shares, "add", 0.005):
+    with paused(requests, "end", 0.005):
         assert_50_have_it(servers, shared, at_once(shared.calls), already)
     assert unsound(servers.one.sql) == []
 
@@ -546,7 +546,7 @@ def test_100_sharers_share_with_no_more_than_50_accounts(servers: Servers, alrea
 def test_without_its_defences_the_share_limit_is_exceeded(doomed: Doomed) -> None:
     with doomed.without(*SHARE_DEFENCES) as servers:
         shared = to_be_shared(servers, 49, accounts_of(servers, 2))
-        with gathered(shares, "add"):
+        with gathered(requests, "end"):
             at_once(shared.calls)
     assert shared.recipients(servers) == 51
 
@@ -555,7 +555,7 @@ def test_without_its_defences_the_share_limit_is_exceeded(doomed: Doomed) -> Non
 def test_each_defence_of_the_share_limit_holds_it_alone(doomed: Doomed, kept: Defence) -> None:
     with doomed.without(*(each for each in SHARE_DEFENCES if each != kept)) as servers:
         shared = to_be_shared(servers, 49, accounts_of(servers, 16))
-        with paused(shares, "add", 0.005):
+        with paused(requests, "end", 0.005):
             assert_50_have_it(servers, shared, at_once(shared.calls), 49)
 
 
@@ -563,7 +563,7 @@ def test_each_defence_of_the_share_limit_holds_it_alone(doomed: Doomed, kept: De
 def test_an_image_shared_with_one_account_100_times_at_once_is_taken_back_by_one_unshare(servers: Servers) -> None:
     recipient, elsewhere = servers.clients()
     shared = to_be_shared(servers, 0, [recipient.account_id] * 100)
-    with paused(shares, "add", 0.005):
+    with paused(requests, "end", 0.005):
         assert reasons(at_once(shared.calls)) == {"": 100}
     assert shared.recipients(servers) == 1
     assert elsewhere.get_image(image_id=shared.image_id).name == "shared"
@@ -576,7 +576,7 @@ def test_an_image_shared_with_one_account_100_times_at_once_is_taken_back_by_one
 def test_without_its_defences_an_image_is_shared_with_one_account_more_than_once(doomed: Doomed) -> None:
     with doomed.without(IMAGE_LOCK, SHARE_ONCE) as servers:
         shared = to_be_shared(servers, 0, [servers.one.tenant().account_id] * 2)
-        with gathered(shares, "add"):
+        with gathered(requests, "end"):
             at_once(shared.calls)
     assert shared.recipients(servers) == 2
 
@@ -621,7 +621,7 @@ def answers_to_one_launch(servers: Servers, account_id: str, callers: int) -> li
 @pytest.mark.rule("ALL-2")
 def test_a_request_sent_16_times_at_once_has_one_effect_and_one_answer_to_the_byte(servers: Servers) -> None:
     account_id = servers.one.tenant().account_id
-    with paused(instances, "add", 0.05):
+    with paused(requests, "end", 0.05):
         answers = answers_to_one_launch(servers, account_id, 16)
     assert len({*answers}) == 1
     assert servers.count("instance WHERE account_id = $1", account_id) == 1
@@ -629,7 +629,7 @@ def test_a_request_sent_16_times_at_once_has_one_effect_and_one_answer_to_the_by
 
 # The key of the log of requests alone makes it so.
 def test_without_its_defence_a_request_has_more_than_one_effect(doomed: Doomed) -> None:
-    with doomed.without(REQUEST_ONCE) as servers, gathered(instances, "add"):
+    with doomed.without(REQUEST_ONCE) as servers, gathered(requests, "end"):
         account_id = servers.one.tenant().account_id
         answers = answers_to_one_launch(servers, account_id, 2)
     assert len({*answers}) == 2
@@ -751,7 +751,7 @@ class Storm:
 
 def test_whatever_many_do_with_a_few_things_nothing_breaks_and_the_counters_stay_true(servers: Servers) -> None:
     storm = Storm(servers)
-    with races.conflicts() as conflicts, paused(images, "add", 0.002), paused(shares, "add", 0.002):
+    with races.conflicts() as conflicts, paused(images, "add", 0.002), paused(requests, "end", 0.002):
         at_once([partial(storm.blow, seed) for seed in range(CALLERS)])
     storm.subside()
     refused = Counter(why for _, why in storm.outcomes)
@@ -767,6 +767,6 @@ def test_whatever_many_do_with_a_few_things_nothing_breaks_and_the_counters_stay
 def test_a_deadlock_would_be_seen(doomed: Doomed) -> None:
     with doomed.without(DEADLY_IMAGE_LOCK) as servers:
         shared = to_be_shared(servers, 0, accounts_of(servers, 2))
-        with races.conflicts() as conflicts, gathered(shares, "add"):
+        with races.conflicts() as conflicts, gathered(requests, "end"):
             at_once(shared.calls)
     assert "DeadlockDetectedError" in conflicts

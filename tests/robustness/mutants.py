@@ -73,8 +73,8 @@ def statements() -> dict[str, list[Statement]]:
 def _statements(value: object) -> Iterator[Statement]:
     if isinstance(value, Statement):
         yield value
-    elif isinstance(value, requests.Beginning):
-        yield from (each for each in vars(value).values() if isinstance(each, Statement))
+    elif isinstance(value, requests.Beginning | requests.Ending):
+        yield from vars(value).values()
 
 
 def locks() -> list[str]:
@@ -209,15 +209,16 @@ def _early(cancel: Any) -> Any:
     return freeing
 
 
-def _locking(add: Any) -> Any:
+def _locking(end: Any) -> Any:
     """Locks the image of a launch when everything is decided, and right before the instances are written."""
 
-    async def added(connection: Connection, **values: Any) -> Any:
-        await _pause(0.5)
-        await images.lock(connection, values["image_id"], shared=True)
-        return await add(connection, **values)
+    async def ended(connection: Connection, key: Any, answer: bytes, last: requests.Write | None = None) -> None:
+        if last and "instance_ids" in last.arguments:
+            await _pause(0.5)
+            await images.lock(connection, last.arguments["image_id"], shared=True)
+        await end(connection, key, answer, last)
 
-    return added
+    return ended
 
 
 def _silent(extend: Any) -> Any:
@@ -285,7 +286,7 @@ MUTANTS: dict[str, Mutant] = {
     "list in two": Mutant("Lists in two statements.", [replaced(images, name, _in_two) for name in _LISTS]),
     "launch locked late": Mutant(
         "Reads the permission to launch before the lock.",
-        [unlocked(r"images\.RELYING"), replaced(instances, "add", _locking)],
+        [unlocked(r"images\.RELYING"), replaced(requests, "end", _locking)],
     ),
     "delete of anything": Mutant(
         "Deletes without the rule that the image is not busy.",

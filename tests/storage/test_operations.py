@@ -15,7 +15,7 @@ from tests.world import Postgres
 
 from cunho_rules.model import Operation
 from cunho_server import ids
-from cunho_storage import migrations, operations
+from cunho_storage import migrations, operations, requests
 from cunho_storage.database import Connection, Database
 from cunho_storage.statements import Statement, arg
 from cunho_storage.tables import OperationRow
@@ -78,7 +78,7 @@ async def add(database: Database, **values: Any) -> Operation:
     }
     operation = Operation(**stock | values)
     async with database.connection() as connection:
-        await operations.add(connection, operation)
+        await requests.end(connection, None, b"", operations.adding(operation))
     return await get(database, operation)
 
 

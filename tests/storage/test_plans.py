@@ -287,24 +287,36 @@ async def republish_image(c: Connection) -> None:
     await images.republish(c, (await stored_image(c, PUBLIC))._replace(description="new"))
 
 
-async def add_instances(c: Connection) -> None:
+async def end(c: Connection, write: requests.Write) -> None:
+    """Ends a mutation with the write, whether its request has an id or not."""
+    for key in (None, REQUEST):
+        await c.script("SAVEPOINT before")
+        await requests.end(c, key, b"", write)
+        await c.script("ROLLBACK TO before")
+
+
+async def launch_instances(c: Connection) -> None:
     new = {"description": "", "zone_id": ZONES[GUANGZHOU], "instance_type": "S5.MEDIUM4", "labels": {}}
-    ids = {"instance_ids": ["ins-new-1", "ins-new-2"], "names": ["", ""], "image_id": PUBLIC, "operation_id": PENDING}
-    await instances.add(c, **new, **ids, account_id=ORDINARY, kind="PUBLIC", trust="PROVIDER")  # type: ignore[arg-type]
+    ids = {"instance_ids": ["ins-new-1", "ins-new-2"], "names": ["", ""], "image_id": PUBLIC, "operation_id": "op-new"}
+    launching = instances.launching(**new, **ids, account_id=ORDINARY, kind="PUBLIC", trust="PROVIDER")  # type: ignore[arg-type]
+    await end(c, operations.adding(await new_operation(c), launching))
 
 
 async def update_instance(c: Connection) -> None:
     await instances.update(c, (await stored_instance(c))._replace(name="new"))
 
 
-async def begin_instance(c: Connection) -> None:
-    assert await instances.begin(c, await stored_instance(c), "STOPPING", PENDING)
+async def move_instance(c: Connection) -> None:
+    moving = instances.moving(await stored_instance(c), "STOPPING", "op-new")
+    await end(c, operations.adding(await new_operation(c), moving))
 
 
 async def add_operation(c: Connection) -> None:
-    stored = await running(c)
-    await operations.add(c, stored._replace(operation_id="op-new"))
-    await operations.add(c, stored._replace(operation_id="op-newer"), REQUEST, b"")
+    await end(c, operations.adding(await new_operation(c)))
+
+
+async def new_operation(c: Connection) -> Operation:
+    return (await running(c))._replace(operation_id="op-new")
 
 
 async def begin(c: Connection, beginning: requests.Beginning, **arguments: Any) -> None:
@@ -367,20 +379,20 @@ PRICED = [
     Priced(
         "shares.recipients", lambda c: shares.recipients(c, IMAGE, [f"acc-{n:05}" for n in range(50)]), rows=2 * FEW
     ),
-    Priced("shares.add", lambda c: shares.add(c, IMAGE, ["acc-00777", "acc-00778"])),
+    Priced("shares.adding", lambda c: end(c, shares.adding(IMAGE, ["acc-00777", "acc-00778"]))),
     Priced("shares.remove", lambda c: shares.remove(c, OF_OWNER, [RECIPIENT])),
     Priced("shares.set_limit", lambda c: shares.set_limit(c, IMAGE, 60)),
     Priced("instances.get", lambda c: instances.get(c, INSTANCE)),
     Priced("instances.get_some", lambda c: instances.get_some(c, [f"ins-{n:08}" for n in range(50)]), rows=3 * FEW),
     Priced("instances.locked", lambda c: instances.locked(c, INSTANCE)),
-    Priced("instances.add", add_instances),
+    Priced("instances.launching", launch_instances),
     Priced("instances.update", update_instance),
-    Priced("instances.begin", begin_instance),
+    Priced("instances.moving", move_instance),
     Priced("instances.end", lambda c: instances.end(c, [STOPPING], "STOPPED", PENDING)),
     Priced("instances.end, deleted", lambda c: instances.end(c, [STOPPING], "DELETED", PENDING)),
     Priced("instances.reinstall", lambda c: instances.reinstall(c, INSTANCE, PUBLIC, "PUBLIC", "PROVIDER")),
     Priced("operations.get", lambda c: operations.get(c, PENDING)),
-    Priced("operations.add", add_operation),
+    Priced("operations.adding", add_operation),
     Priced("operations.cancel", lambda c: operations.cancel(c, PENDING)),
     Priced("operations.delete", lambda c: operations.delete(c, "op-00000001")),
     Priced("operations.ended", lambda c: operations.ended(c, [f"op-{n:08}" for n in range(950, 1000)])),
@@ -421,7 +433,7 @@ PRICED = [
         "accounts.CHANGING_PLACE",
         lambda c: begin(c, accounts.CHANGING_PLACE, owner_account_id=ORDINARY, region_id=GUANGZHOU),
     ),
-    Priced("requests.answer", lambda c: requests.answer(c, REQUEST, b"")),
+    Priced("requests.end", lambda c: requests.end(c, REQUEST, b"")),
     Priced("requests.forget", requests.forget),
     Priced("secrets.shared", lambda c: secrets.shared(c, "page_tokens")),
     Priced(
@@ -459,8 +471,8 @@ async def test_every_statement_is_priced_here(large: Large) -> None:
         f"{module.__name__}.{name} {kind}": statement.text
         for module in MODULES
         for name, value in vars(module).items()
-        if isinstance(value, requests.Beginning)
-        for kind, statement in (("alone", value.alone), ("claiming", value.claiming))
+        if isinstance(value, requests.Beginning | requests.Ending)
+        for kind, statement in vars(value).items()
     }
     assert {name for name, text in stated.items() if text not in executed} == set()
 
@@ -658,16 +670,16 @@ READS = [
 
 #: With what claims the request id and keeps the answer.
 MUTATIONS = [
-    Counted("CreateInstance", 4, launch),
-    Counted("ShareImage", 4, lambda t: t.tenant.share_image(image_id=t.image, account_ids=[t.recipient.account_id])),
+    Counted("CreateInstance", 3, launch),
+    Counted("ShareImage", 3, lambda t: t.tenant.share_image(image_id=t.image, account_ids=[t.recipient.account_id])),
     Counted("UnshareImage", 6, lambda t: t.tenant.unshare_image(image_id=t.shared, account_ids=["acc-none"])),
     Counted("LeaveImageShare", 5, lambda t: t.recipient.leave_image_share(image_id=t.left)),
-    Counted("CreateImage", 7, create_image),
+    Counted("CreateImage", 6, create_image),
     Counted("CopyImage", 11, copy_image),
     Counted("UpdateImage", 6, rename),
     Counted("DeleteImage", 10, lambda t: t.tenant.delete_image(image_id=t.deleted)),
-    Counted("StopInstance", 4, lambda t: t.tenant.stop_instance(instance_id=t.stopped)),
-    Counted("DeleteInstance", 4, lambda t: t.tenant.delete_instance(instance_id=t.unwanted)),
+    Counted("StopInstance", 3, lambda t: t.tenant.stop_instance(instance_id=t.stopped)),
+    Counted("DeleteInstance", 3, lambda t: t.tenant.delete_instance(instance_id=t.unwanted)),
 ]
 
 
