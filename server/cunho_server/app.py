@@ -91,7 +91,7 @@ async def serving(
         options = channel_options(settings, shares_port=shares_port)
         servers = [_server(service, health, options, tracing) for _ in range(_SERVERS if shares_port else 1)]
         address = f"{settings.address.rpartition(':')[0]}:{listening.listen(servers, settings)}"
-        own_address = stack.enter_context(self_probe.own_address(servers[0]))
+        own_addresses = stack.enter_context(self_probe.own_addresses(servers))
         await stack.enter_async_context(admin.serving(settings, index))
         await health.tell(True)
         await asyncio.gather(*(server.start() for server in servers))
@@ -102,7 +102,7 @@ async def serving(
             metrics.follow(admission, database),
         )
         tasks = {asyncio.create_task(each) for each in lasting}
-        pacing = asyncio.create_task(self_probe.follow(admission.pace, own_address))
+        pacing = asyncio.create_task(self_probe.follow(admission.pace, own_addresses))
         try:
             yield Serving(address, service)
         finally:
