@@ -1,8 +1,10 @@
 """Whatever a method returns or raises, its caller gets an answer or a refusal with details, and never a word of the inside."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import FrameType
 from typing import Any, NamedTuple
 
 import grpc
@@ -318,3 +320,36 @@ def test_operations_are_cancelled_and_deleted_with_an_idempotency_key_too(world:
     assert first.code is StatusCode.OK
     assert repeated == first
     assert reused.reason == "REQUEST_ID_REUSED"
+
+
+# --- what is left of a call
+
+
+def frames_in_rings() -> list[str]:
+    """The functions of the server whose frames only a search for garbage would end."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        frames = [each for each in gc.garbage if isinstance(each, FrameType)]
+        return [each.f_code.co_qualname for each in frames if "cunho_server" in each.f_code.co_filename]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [{}, {"data": b"\xff"}, {"token": ""}, {"token": "forged"}, {"path": f"{GET_IMAGE}s"}],
+    ids=["a rule", "no message", "no credentials", "a forged token", "no method"],
+)
+async def test_a_refusal_leaves_nothing_that_is_to_be_searched_for(served: Served, sent: dict[str, Any]) -> None:
+    served.service.behavior = raising(*(Refusal(Reason.IMAGE_NOT_FOUND, image_id="img-00000000") for _ in range(3)))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert (await served.send(**sent)).code is not StatusCode.OK
+        await asyncio.sleep(0.1)  # the server ends its side of the last one
+        assert frames_in_rings() == []
+    finally:
+        gc.enable()
