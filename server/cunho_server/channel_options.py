@@ -20,6 +20,8 @@ def channel_options(settings: Settings, *, shares_port: bool = False) -> tuple[t
     return (
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_concurrent_streams", _STREAMS),
+        # Streams that have ended and are still to be tidied up: without room for them, gRPC refuses the next ones.
+        ("grpc.http2.max_deallocating_streams", _STREAMS),
         ("grpc.max_receive_message_length", _MESSAGE_SIZE_BYTES),
         ("grpc.max_metadata_size", _METADATA_SIZE_BYTES),
         ("grpc.absolute_max_metadata_size", _METADATA_SIZE_BYTES),

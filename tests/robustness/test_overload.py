@@ -4,6 +4,8 @@ What is a matter of seconds is only asserted by `make robustness`, on a machine 
 """
 
 import statistics
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from tests.end_to_end.requests_of import BY_NAME, Answer, call
 from tests.end_to_end.steps import until
-from tests.robustness.load import Load, Outcome
+from tests.robustness.load import STREAMS, Load, Outcome
 from tests.robustness.processes import Process, calling
 from tests.robustness.scale import LONG, only_long, scaled
 from tests.server_process import Server, serving
@@ -91,6 +93,28 @@ def test_an_account_over_its_pace_starves_nobody(postgres: Postgres, tmp_path: P
         assert len(outcome.answered) <= _PACE * (SECONDS + 2), "a second's worth may come at once"
         assert len(outcome.refused) > len(outcome.answered)
         until(lambda: call(channel, RESOLVE, FAMILY, server.token("acme")).code is grpc.StatusCode.OK)
+
+
+def test_who_has_more_calls_than_streams_is_not_refused_by_grpc_itself(postgres: Postgres, tmp_path: Path) -> None:
+    with (
+        served(postgres, tmp_path) as server,
+        grpc.insecure_channel(server.address, [("grpc.enable_retries", 0)]) as channel,
+    ):
+        ask: Any = channel.unary_unary(RESOLVE)
+        metadata = (("authorization", f"Bearer {server.token('acme')}"),)
+        codes, places = Counter[str](), threading.Semaphore(4 * STREAMS)
+
+        def ended(answer: Any) -> None:
+            codes[answer.code().name] += 1
+            places.release()
+
+        for _ in range(3000):
+            places.acquire()
+            ask.future(FAMILY, timeout=60, metadata=metadata).add_done_callback(ended)
+        for _ in range(4 * STREAMS):
+            places.acquire()
+    assert codes["OK"]
+    assert codes.keys() <= {"OK", "RESOURCE_EXHAUSTED"}
 
 
 @only_long
