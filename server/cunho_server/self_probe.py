@@ -4,6 +4,7 @@ What a busy process has not taken up yet waits in the servers of gRPC, where not
 the others of that server.
 """
 
+import asyncio
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ async def follow(pace: Pace, addresses: Sequence[str]) -> None:
     """
     async with AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(grpc.aio.insecure_channel(address)) for address in addresses]
+        await asyncio.gather(*(channel.channel_ready() for channel in channels))
         turn: deque[Any] = deque(map(health_pb2_grpc.HealthStub, channels))
 
         async def answers(timeout_seconds: float) -> bool:
