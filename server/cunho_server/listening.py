@@ -22,6 +22,9 @@ from cunho_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
+#: What a process says on standard output once it takes connections. Here, since to load all that answers calls takes time.
+READY = b"ready\n"
+
 Read = TypeVar("Read")
 
 

@@ -17,13 +17,11 @@ import uvloop
 
 from cunho_server import app, logs
 from cunho_server.keys import KeyFileError
-from cunho_server.listening import AddressError
+from cunho_server.listening import READY, AddressError
 from cunho_server.opening import database_of, refuse_outdated
 from cunho_server.settings import Settings
 from cunho_server.tracing import TracingError
 from cunho_storage.migrations import MigrationError
-
-READY = b"ready\n"
 
 
 async def _serve(settings: Settings, dsn: str, index: int) -> None:

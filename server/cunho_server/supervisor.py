@@ -15,10 +15,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 
 from cunho_server import development, logs
-from cunho_server.listening import AddressError
+from cunho_server.listening import READY, AddressError
 from cunho_server.metrics import Exposed, exposed
 from cunho_server.opening import embedded_connections, opened
-from cunho_server.process import READY
 from cunho_server.settings import Settings, host_of
 from cunho_storage import embedded
 from cunho_storage.installation import refuse_unfit
