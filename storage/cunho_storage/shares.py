@@ -101,8 +101,13 @@ def as_recipients(account_ids: Sequence[str], rows: Iterable[Any]) -> tuple[Reci
     return tuple(known.get(account_id, Recipient(account_id, False, False, None)) for account_id in account_ids)
 
 
-def adding(image_id: str, account_ids: Sequence[str]) -> Write:
-    """The write that shares the image with accounts that do not have it. Nothing is done if its limit has no room."""
+def adding(image_id: str, account_ids: Sequence[str]) -> Write | None:
+    """The write that shares the image with accounts that do not have it; None if there are none.
+
+    It writes nothing if the image's limit has no room.
+    """
+    if not account_ids:
+        return None
     arguments = {"image_id": image_id, "account_ids": account_ids, "added": len(account_ids)}
     return Write(_ADDING, arguments, rows=len(account_ids))
 

@@ -287,7 +287,7 @@ async def republish_image(c: Connection) -> None:
     await images.republish(c, (await stored_image(c, PUBLIC))._replace(description="new"))
 
 
-async def end(c: Connection, write: requests.Write) -> None:
+async def end(c: Connection, write: requests.Write | None) -> None:
     """Ends a mutation with the write, whether its request has an id or not."""
     for key in (None, REQUEST):
         await c.script("SAVEPOINT before")
