@@ -344,12 +344,15 @@ def frames_in_rings() -> list[str]:
 )
 async def test_a_refusal_leaves_nothing_that_is_to_be_searched_for(served: Served, sent: dict[str, Any]) -> None:
     served.service.behavior = raising(*(Refusal(Reason.IMAGE_NOT_FOUND, image_id="img-00000000") for _ in range(3)))
+    under_way = len(asyncio.all_tasks())
     gc.collect()
     gc.disable()
     try:
         for _ in range(3):
             assert (await served.send(**sent)).code is not StatusCode.OK
-        await asyncio.sleep(0.1)  # the server ends its side of the last one
+        async with asyncio.timeout(10):  # the server ends its side of the last one
+            while len(asyncio.all_tasks()) > under_way:
+                await asyncio.sleep(0.001)
         assert frames_in_rings() == []
     finally:
         gc.enable()
