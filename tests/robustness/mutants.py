@@ -278,9 +278,7 @@ MUTANTS: dict[str, Mutant] = {
         [unlocked(r"accounts\._LOCK_REGIONS")],
         ["ALTER TABLE image_share DROP CONSTRAINT image_share_recipient"],
     ),
-    "isolation": Mutant(
-        "Runs at REPEATABLE READ.", [_isolation], held_by="serialization errors: what waited runs again"
-    ),
+    "isolation": Mutant("Runs at REPEATABLE READ.", [_isolation]),
     "51 shares": Mutant("Lets images be shared with one account more.", [_one_share_more]),
     "list of everything": Mutant(
         "Lists without the share predicate.", [replaced(images, name, _everything) for name in _LISTS]
