@@ -53,6 +53,9 @@ class Answering(grpc.aio.ServerInterceptor):
     Args:
         call_seconds_max: longest that a call may take, whatever deadline it came with.
         tracing: where calls are traced; None if nowhere.
+
+    Attributes:
+        taken_up: calls since it began.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Answering(grpc.aio.ServerInterceptor):
         self._call_seconds_max = call_seconds_max
         self._tracing = tracing
         self._handlers: dict[str, _Handler] = {}
+        self.taken_up = 0
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
@@ -84,6 +88,7 @@ class Answering(grpc.aio.ServerInterceptor):
         async def answer(messages: object, context: Any) -> bytes | None:
             this = Call(method, context.peer(), context.invocation_metadata())
             logs.call_id.set(this.call_id)
+            self.taken_up += 1
             with self._traced(this):
                 try:
                     data = await self._outcome(this, behavior, parse, context)

@@ -89,7 +89,8 @@ async def serving(
         tracing = stack.enter_context(closing(make_tracing())) if settings.traces else None
         health = Health(_names())
         options = channel_options(settings, shares_port=shares_port)
-        servers = [_server(service, health, options, tracing) for _ in range(_SERVERS if shares_port else 1)]
+        around = [_answering(service, tracing) for _ in range(_SERVERS if shares_port else 1)]
+        servers = [_server(service, health, options, each) for each in around]
         address = f"{settings.address.rpartition(':')[0]}:{listening.listen(servers, settings)}"
         own_addresses = stack.enter_context(self_probe.own_addresses(servers))
         await stack.enter_async_context(admin.serving(settings, index))
@@ -102,7 +103,9 @@ async def serving(
             metrics.follow(admission, database),
         )
         tasks = {asyncio.create_task(each) for each in lasting}
-        pacing = asyncio.create_task(self_probe.follow(admission.pace, own_addresses))
+        pacing = asyncio.create_task(
+            self_probe.follow(admission.pace, own_addresses, lambda: [each.taken_up for each in around])
+        )
         try:
             yield Serving(address, service)
         finally:
@@ -118,12 +121,15 @@ async def serving(
             await asyncio.wait(tasks)
 
 
-def _server(
-    service: Service, health: Health, options: Sequence[tuple[str, int]], tracing: Tracing | None
-) -> grpc.aio.Server:
-    answering = Answering(
+def _answering(service: Service, tracing: Tracing | None) -> Answering:
+    return Answering(
         service.identity, service.admission, call_seconds_max=service.settings.call_seconds_max, tracing=tracing
     )
+
+
+def _server(
+    service: Service, health: Health, options: Sequence[tuple[str, int]], answering: Answering
+) -> grpc.aio.Server:
     server = grpc.aio.server(interceptors=[answering], options=options)
     # gRPC would wait for the calls of each registered method apart: a tenth of a millisecond more for every call.
     server.add_registered_method_handlers = lambda *_: None  # type: ignore[method-assign]

@@ -16,8 +16,9 @@ _DELAY_SECONDS_MAX, _LATE_MAX, _BUSY_MIN = 0.025, 2, 0.5
 #: Pause from one look at that to the next, and after a late one.
 _LOOK_SECONDS, _LOOK_SECONDS_LATE = 0.05, 0.01
 
-#: What a look makes of the pace: when the process is behind; when it is in time; and when besides few calls came.
-_SLOWER, _FASTER, _MUCH_FASTER, _FEW = 0.7, 1.02, 1.5, 0.5
+#: What a look makes of the pace: when the process is behind, at first so much that what waits is soon gone; when it is in
+#: time; and when besides few calls came.
+_SLOWER_AT_FIRST, _SLOWER, _FASTER, _MUCH_FASTER, _FEW = 0.1, 0.7, 1.02, 1.5, 0.5
 
 #: How much the last look counts in how many calls are let in each second.
 _WEIGHT = 0.3
@@ -29,7 +30,7 @@ _REFUSED_MAX = 4
 _AHEAD_SECONDS, _AHEAD_SECONDS_SLOWED = 1, 0.02
 
 #: Refusals that are sent each second, and the longest that one waits for its turn.
-_REFUSALS_PER_SECOND, _TURN_SECONDS_MAX = 200, 1
+_REFUSALS_PER_SECOND, _TURN_SECONDS_MAX = 250, 0.8
 
 
 class Pace:
@@ -49,6 +50,8 @@ class Pace:
         self._clock = clock
         #: When each account will have been at the pace, if it makes no more calls until then.
         self._even: dict[str, float] = {}
+        #: When the last call of each account was let in, lately.
+        self._last: dict[str, float] = {}
         #: When the last refusal is sent.
         self._turn = 0.0
         self._let = self._refused = self._late = 0
@@ -61,21 +64,31 @@ class Pace:
         """Whether it is slower than the settings say."""
         return self.calls_per_second < self._most
 
+    @property
+    def behind(self) -> bool:
+        """Whether the last look found it late."""
+        return self._late > 0
+
     def let(self, account: str, *, alone: bool = False) -> bool:
         """Whether the account may make a call now, which then counts.
 
         Args:
-            alone: that it has no other under way. Who waits for each answer cannot hold up others by much.
+            alone: that it has no other under way. Who waits for each answer cannot hold up others by much. While the
+                process is behind that is shown by a pause only: of many calls, too, one is taken up after the other.
         """
         now = self._clock()
         even = max(self._even.get(account, now), now)
         ahead_seconds_max = _AHEAD_SECONDS_SLOWED if self.slowed else _AHEAD_SECONDS
-        if even - now > ahead_seconds_max and not (alone and self.slowed):
+        if even - now > ahead_seconds_max and not (alone and self.slowed and self._rested(account, now)):
             self._refused += 1
             return False
         self._let += 1
+        self._last[account] = now
         self._even[account] = min(even, now + ahead_seconds_max) + 1 / self.calls_per_second
         return True
+
+    def _rested(self, account: str, now: float) -> bool:
+        return not self.behind or now - self._last.get(account, 0) >= _DELAY_SECONDS_MAX
 
     def turn_seconds(self) -> float:
         """How long a refusal is to wait: 0 unless there are so many that sending them would take the time of calls.
@@ -116,8 +129,9 @@ class Pace:
             few = not self._refused and self._rate < _FEW * self.calls_per_second
             self.calls_per_second = min(self.calls_per_second * (_MUCH_FASTER if few else _FASTER), self._most)
         elif self._late >= _LATE_MAX and self._refused <= self._let * _REFUSED_MAX:
-            slower = _SLOWER * min(self.calls_per_second, self._rate)
-            self.calls_per_second = min(max(slower, self._least), self._most)
+            slower = _SLOWER if self.slowed else _SLOWER_AT_FIRST
+            self.calls_per_second = max(slower * min(self.calls_per_second, self._rate), self._least)
         self._let = self._refused = 0
         self._looked, self._used_seconds = now, used_seconds
         self._even = {account: even for account, even in self._even.items() if even > now}
+        self._last = {account: last for account, last in self._last.items() if now - last < _DELAY_SECONDS_MAX}

@@ -6,9 +6,9 @@ the others of that server.
 
 import asyncio
 import tempfile
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from operator import sub
 from typing import Any
 
 import grpc
@@ -27,22 +27,35 @@ def own_addresses(servers: Sequence[grpc.aio.Server]) -> Iterator[list[str]]:
         yield addresses
 
 
-async def follow(pace: Pace, addresses: Sequence[str]) -> None:
+async def follow(pace: Pace, addresses: Sequence[str], taken_up: Callable[[], Sequence[int]]) -> None:
     """Keeps the pace to what the servers at the addresses take up in time, until cancelled.
 
-    They are asked in turn. One that is late is asked again, until it is not.
+    Only the one with most calls since the last look is asked, because to ask costs as much as a call; all that have any
+    while the process is behind, or slowed for having been.
+
+    Args:
+        taken_up: how many calls each of them has taken up.
     """
     async with AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(grpc.aio.insecure_channel(address)) for address in addresses]
         await asyncio.gather(*(channel.channel_ready() for channel in channels))
-        turn: deque[Any] = deque(map(health_pb2_grpc.HealthStub, channels))
+        stubs: list[Any] = list(map(health_pb2_grpc.HealthStub, channels))
+        before = [0] * len(stubs)
 
-        async def answers(timeout_seconds: float) -> bool:
-            try:
-                await turn[0].Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
-            except grpc.RpcError:
-                return False
-            turn.rotate()
-            return True
+        async def answer(timeout_seconds: float) -> bool:
+            nonlocal before
+            now = [*taken_up()]
+            calls, before = [*map(sub, now, before)], now
+            least = 1 if any(calls) and (pace.slowed or pace.behind) else max(calls)
+            asked = (stub for stub, number in zip(stubs, calls, strict=True) if number >= least)
+            return all(await asyncio.gather(*(_answers(stub, timeout_seconds) for stub in asked)))
 
-        await pace.follow(answers)
+        await pace.follow(answer)
+
+
+async def _answers(stub: Any, timeout_seconds: float) -> bool:
+    try:
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
+    except grpc.RpcError:
+        return False
+    return True

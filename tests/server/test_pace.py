@@ -107,14 +107,24 @@ def test_a_pace_starts_from_what_is_answered_lately(process: Process) -> None:
         process.look(in_time=True, acme=1000)
     process.look(in_time=False, acme=1000)
     process.look(in_time=False, acme=10)  # it was kept from taking up more
-    assert process.pace.calls_per_second > 400
+    assert 60 < process.pace.calls_per_second < 100, "about a tenth, so that what waits is soon gone"
 
 
-def test_who_makes_one_call_after_the_other_is_never_slowed(process: Process) -> None:
+def test_who_makes_one_call_after_the_other_is_not_slowed_once_calls_are_taken_up_in_time(process: Process) -> None:
     process.behind(100, acme=1000)
+    process.look(in_time=True, acme=1000)
     assert process.pace.slowed
     assert all(process.pace.let("globex", alone=True) for _ in range(1000))
     assert not all(process.pace.let("globex") for _ in range(10))
+
+
+def test_calls_that_wait_for_a_process_that_is_behind_do_not_pass_for_one_after_the_other(process: Process) -> None:
+    process.behind(100, acme=1000)
+    let = 0
+    for _ in range(100):
+        process.clock.seconds += 0.001
+        let += process.pace.let("acme", alone=True)
+    assert 4 <= let <= 5, "of a hundred in a tenth of a second"
 
 
 def test_who_makes_one_call_after_the_other_keeps_to_what_the_settings_allow() -> None:
@@ -137,7 +147,7 @@ def test_a_process_that_others_keep_from_its_core_refuses_nobody(process: Proces
 
 def test_the_pace_stays_where_refusals_are_most_of_the_work(process: Process) -> None:
     let = process.behind(100, acme=1000)
-    assert 10 <= let["acme"] <= 20, "of a hundred"
+    assert 4 <= let["acme"] <= 10, "of a hundred; the slowest pace would be one"
 
 
 def test_the_pace_is_never_slower_than_the_slowest(process: Process) -> None:
@@ -175,7 +185,7 @@ def test_refusals_are_sent_at_once_until_there_are_very_many(process: Process) -
     assert process.pace.turn_seconds() == 0
     turns = [process.pace.turn_seconds() for _ in range(5000)]
     assert turns[0] <= 0.005
-    assert all(0.5 <= turn <= 1 for turn in turns[200:])
+    assert all(0.4 <= turn <= 0.8 for turn in turns[200:])
     assert len({*turns[200:]}) > 100, "not all of them at once"
     process.clock.seconds += 2
     assert process.pace.turn_seconds() == 0
@@ -185,7 +195,7 @@ def test_accounts_that_call_no_more_are_forgotten(process: Process) -> None:
     for index in range(100):
         process.pace.let(f"account-{index}")
     process.look(in_time=True)
-    assert process.pace._even == {}
+    assert (process.pace._even, process.pace._last) == ({}, {})
 
 
 async def test_the_pace_follows_the_probe() -> None:
