@@ -29,6 +29,8 @@ class Admission:
         self.pace = Pace(settings.calls_per_second_per_account_max, settings.calls_per_second_per_account_min)
         self._of_account: Counter[str] = Counter()
         self._of_peer: Counter[str] = Counter()
+        #: Refusals that wait for their turn.
+        self._refused_of_account: Counter[str] = Counter()
         self.calls = self.waits = 0
         self._closed = False
         self._idle = asyncio.Event()
@@ -37,10 +39,16 @@ class Admission:
     async def keep_pace(self, caller: Caller) -> None:
         """Counts a call in the pace of its account. Refuses: TOO_MANY_CALLS."""
         account = _account(caller)
-        if self.pace.let(account, alone=not self._of_account[account]):
+        # One of many calls, too, is alone when it is taken up late: the refusals of the others tell.
+        others = self._of_account[account] or (self.pace.behind and self._refused_of_account[account])
+        if self.pace.let(account, alone=not others):
             return
         if seconds := self.pace.turn_seconds():
-            await asyncio.sleep(seconds)
+            self._refused_of_account[account] += 1
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                _one_less(self._refused_of_account, account)
         limit, unit = f"{self.pace.calls_per_second:.0f}", "a second"
         if self.pace.slowed:
             raise _too_many("the account, while this server process is behind", limit, unit, "processes")

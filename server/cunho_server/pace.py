@@ -18,7 +18,7 @@ _LOOK_SECONDS, _LOOK_SECONDS_LATE = 0.05, 0.01
 
 #: What a look makes of the pace: when the process is behind, at first so much that what waits is soon gone; when it is in
 #: time; and when besides few calls came.
-_SLOWER_AT_FIRST, _SLOWER, _FASTER, _MUCH_FASTER, _FEW = 0.1, 0.7, 1.02, 1.5, 0.5
+_SLOWER_AT_FIRST, _SLOWER, _FASTER, _MUCH_FASTER, _FEW = 0.1, 0.7, 1.01, 1.5, 0.5
 
 #: How much the last look counts in how many calls are let in each second.
 _WEIGHT = 0.3
@@ -50,8 +50,6 @@ class Pace:
         self._clock = clock
         #: When each account will have been at the pace, if it makes no more calls until then.
         self._even: dict[str, float] = {}
-        #: When the last call of each account was let in, lately.
-        self._last: dict[str, float] = {}
         #: When the last refusal is sent.
         self._turn = 0.0
         self._let = self._refused = self._late = 0
@@ -73,22 +71,17 @@ class Pace:
         """Whether the account may make a call now, which then counts.
 
         Args:
-            alone: that it has no other under way. Who waits for each answer cannot hold up others by much. While the
-                process is behind that is shown by a pause only: of many calls, too, one is taken up after the other.
+            alone: that it has no other under way. Who waits for each answer cannot hold up others by much.
         """
         now = self._clock()
         even = max(self._even.get(account, now), now)
         ahead_seconds_max = _AHEAD_SECONDS_SLOWED if self.slowed else _AHEAD_SECONDS
-        if even - now > ahead_seconds_max and not (alone and self.slowed and self._rested(account, now)):
+        if even - now > ahead_seconds_max and not (alone and self.slowed):
             self._refused += 1
             return False
         self._let += 1
-        self._last[account] = now
         self._even[account] = min(even, now + ahead_seconds_max) + 1 / self.calls_per_second
         return True
-
-    def _rested(self, account: str, now: float) -> bool:
-        return not self.behind or now - self._last.get(account, 0) >= _DELAY_SECONDS_MAX
 
     def turn_seconds(self) -> float:
         """How long a refusal is to wait: 0 unless there are so many that sending them would take the time of calls.
@@ -134,4 +127,3 @@ class Pace:
         self._let = self._refused = 0
         self._looked, self._used_seconds = now, used_seconds
         self._even = {account: even for account, even in self._even.items() if even > now}
-        self._last = {account: last for account, last in self._last.items() if now - last < _DELAY_SECONDS_MAX}
