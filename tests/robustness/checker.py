@@ -24,6 +24,7 @@ Key = tuple[str, ...]
 
 _MAKES = {"CreateImage": "CREATING", "ImportImage": "IMPORTING", "CopyImage": "COPYING"}
 _MOVES = ("StartInstance", "StopInstance", "DeleteInstance")
+_LOOKS = ("GetOperation", "WaitOperation")
 _OF_PLACE = ("CUSTOM_IMAGE_QUOTA_EXCEEDED", "IMAGE_NAME_TAKEN", "QUOTA_BELOW_USAGE")
 
 _SHOWN = 8
@@ -67,6 +68,8 @@ class _Checking:
         self._steps: dict[Key, list[Step]] = defaultdict(list)
         self._images = Images((*history.accounts, *history.crowd, *history.guests))
         self._instances = Instances()
+        #: Until when each operation is known to have been under way.
+        self._under_way_ns: dict[str, int] = defaultdict(int)
         #: Owner and region of each image that was made.
         self._made: dict[str, tuple[str, str]] = {}
         self._launched: dict[str, str] = {}
@@ -90,7 +93,7 @@ class _Checking:
                 self._witness(call)
         for call in calls:
             self._take_apart(call)
-            if call.answer is not None and "operation" in call.answer and call.method != "WaitOperation":
+            if call.answer is not None and "operation" in call.answer and call.method not in _LOOKS:
                 self._take_end_apart(call, ends)
         self._compare()
         for key, steps in self._steps.items():
@@ -155,9 +158,12 @@ class _Checking:
         """When each operation was first known to have ended, and what it came to."""
         ends: dict[str, tuple[int, Answer]] = {}
         for call in self._history.calls:
-            if call.method != "WaitOperation" or call.answer is None or not call.answer["done"]:
+            if call.method not in _LOOKS or call.answer is None:
                 continue
             name, end_ns = call.answer["operation"], call.end_ns or self._end_ns
+            if not call.answer["done"]:
+                self._under_way_ns[name] = max(self._under_way_ns[name], call.begin_ns)
+                continue
             if name in ends and ends[name][1] != call.answer:
                 self._violated(name, f"ended twice: {ends[name][1]}, {call}", end_ns)
             ends[name] = min(ends.get(name, (end_ns, call.answer)), (end_ns, call.answer), key=lambda end: end[0])
@@ -175,7 +181,8 @@ class _Checking:
             self._violated(name, f"never ended: {call}")
             return
         end_ns, ended = ends[name]
-        ending = replace(call, method=f"the end of {call.method}", answer=ended, end_ns=end_ns)
+        begin_ns = max(call.begin_ns, self._under_way_ns[name])
+        ending = replace(call, method=f"the end of {call.method}", answer=ended, begin_ns=begin_ns, end_ns=end_ns)
         for image_id in objects.image_ids(call.answer):
             self._step(("image", image_id), ending, self._images.end(image_id, ended))
             if ended["error"]:
@@ -263,6 +270,7 @@ class _Checking:
                 "SetQuotaLimit of images": self._limit,
                 "GetQuota of shares": self._share_quota,
                 "SetQuotaLimit of shares": self._share_limit,
+                "GetOperation": self._nothing,
                 "WaitOperation": self._nothing,
                 "CancelOperation": self._nothing,
             }[call.method](call)

@@ -58,6 +58,19 @@ class Tale:
         self.call(begin + 2, begin + 3, owner, "WaitOperation", {**ended, "instances": ()}, name=operation)
         self.images[image_id] = Image(image_id, owner, GUANGZHOU, name, "AVAILABLE", 2)
 
+    def copied_and_deleted(self, *, looked: int) -> None:
+        """The image is copied, and meanwhile deleted by 6; `looked` at by its owner, the copy is still being made."""
+        self.made("img-1")
+        copy, operation = Image("img-2", ANN, SHANGHAI, "copy", "AVAILABLE", 2), "operations/img-2"
+        answer = {"operation": operation, "target_ids": ("img-2",), "warnings": ()}
+        self.call(4, 6, ANN, "CopyImage", answer, image_id="img-1", region_id=SHANGHAI, name="copy")
+        self.deleted(4, 6)
+        looks = {"operation": operation, "error": "", "instances": ()}
+        self.call(looked, looked + 1, ANN, "GetOperation", {**looks, "done": False, "images": ()}, name=operation)
+        images = ({**seen("img-2", "copy", ANN), "region_id": SHANGHAI},)
+        self.call(10, 11, ANN, "WaitOperation", {**looks, "done": True, "images": images}, name=operation)
+        self.images["img-2"] = copy
+
     def changed(self, image_id: str, **fields: Any) -> None:
         """What is stored of the image in the end."""
         self.images[image_id] = self.images[image_id]._replace(**fields)
@@ -95,7 +108,8 @@ class Tale:
         for account_id in (ANN, BOB, EVE):
             if GUANGZHOU not in self.accounts[account_id].region_ids:
                 continue
-            own = [each for each in self.images.values() if each.owner == account_id and each.state != "DELETED"]
+            here = [each for each in self.images.values() if each.region_id == GUANGZHOU]
+            own = [each for each in here if each.owner == account_id and each.state != "DELETED"]
             held = frozenset((each.image_id, each.name, each.state != "FAILED") for each in own)
             places[account_id, GUANGZHOU] = Place(held, self.limits.get(account_id, 10))
             counted[account_id, GUANGZHOU] = self.counted.get(account_id, len(held))
@@ -558,6 +572,16 @@ def an_image_that_is_lost(tale: Tale) -> None:
 def an_image_that_nobody_made(tale: Tale) -> None:
     tale.made("img-1")
     tale.images["img-2"] = Image("img-2", ANN, GUANGZHOU, "db", "AVAILABLE", 2)
+
+
+@wrong("image img-1")
+def a_deletion_while_a_copy_is_seen_to_be_made(tale: Tale) -> None:
+    tale.copied_and_deleted(looked=8)
+
+
+@right
+def a_copy_that_may_have_ended_before_a_deletion(tale: Tale) -> None:
+    tale.copied_and_deleted(looked=5)
 
 
 @wrong("operations/img-1")

@@ -149,19 +149,23 @@ class _Traffic:
         first = number // len(self.history.accounts)
         return _Client(self, caller, (self._connect(caller, first), self._connect(caller, first + 1)), chance)
 
+    async def call_from_elsewhere(self, caller: str, method: str, arguments: Arguments, request_id: str) -> Call:
+        """Makes a call of an account that is not one of its clients', which make one at a time."""
+        return await self.call(caller, self._witnesses[caller], method, arguments, request_id)
+
     async def witness(self, chance: random.Random, call: Call) -> None:
         """Lists the instances of an account, right after an image was taken from it."""
         assert call.answer is not None
         lost = {*call.arguments.get("account_ids", ())} & {*self.history.accounts}
         account_id = chance.choice(sorted(lost) or self.history.accounts)
         arguments = {"region_id": call.answer["image"]["region_id"]}
-        await self.call(account_id, self._witnesses[account_id], "ListInstances", arguments, "")
+        await self.call_from_elsewhere(account_id, "ListInstances", arguments, "")
 
     async def visit(self, chance: random.Random) -> None:
         """Lists what a guest sees, who calls nothing else: what nobody sees may be whatever it likes."""
         account_id = chance.choice(self.history.guests)
         arguments = {"region_id": chance.choice(REGION_IDS)}
-        await self.call(account_id, self._witnesses[account_id], "ListImages", arguments, "")
+        await self.call_from_elsewhere(account_id, "ListImages", arguments, "")
 
     @property
     def over(self) -> bool:
@@ -215,9 +219,10 @@ class _Client:
         request_id = str(UUID(int=self._chance.getrandbits(128), version=4)) if mutates else ""
         if mutates and self._chance.random() < 0.03:
             return await self._again(method, arguments, request_id)
-        call = await self._call(method, arguments, request_id)
-        if call.answer is not None and "operation" in call.answer:
-            await self._see_through(call.answer["operation"])
+        call, *rivals = await asyncio.gather(self._call(method, arguments, request_id), *self._rival(method, arguments))
+        for each in (call, *rivals):
+            if each.answer is not None and "operation" in each.answer:
+                await self._see_through(each.answer["operation"])
         if call.answer is not None and method in ("UnshareImage", "DeleteImage", "DeprecateImage"):
             await self._traffic.witness(self._chance, call)
         if self._caller == OPERATOR:
@@ -238,9 +243,35 @@ class _Client:
             if call.answer is not None and "operation" in call.answer:
                 await self._see_through(call.answer["operation"])
 
+    def _rival(self, method: str, arguments: Arguments) -> list[Awaitable[Call]]:
+        """What is asked of the same image meanwhile, now and then, so that the call loses what it relies on.
+
+        The owner copies it, or deletes it, or takes it back from who launches from it.
+        """
+        image_id = arguments.get("image_id", "")
+        owner, _ = self._board.images.get(image_id, ("", ""))
+        copies = method == "CopyImage"
+        if owner == self._caller and self._chance.random() < (0.5 if copies else 0.1):
+            choose = self._chance.choice([self.delete_image] if copies else [self.copy_image, self.delete_image])
+            return [self._meanwhile(owner, *choose(image_id))]
+        if owner and method == "CreateInstance" and self._chance.random() < 0.5:
+            named = {"image_id": image_id, "account_ids": (self._caller,), "etag": None}
+            return [self._meanwhile(owner, "UnshareImage", named)]
+        return []
+
+    async def _meanwhile(self, caller: str, method: str, arguments: Arguments) -> Call:
+        await asyncio.sleep(self._chance.uniform(0, self._chance.choice((0, 0.02, 0.3))))
+        request_id = str(UUID(int=self._chance.getrandbits(128), version=4))
+        call = await self._traffic.call_from_elsewhere(caller, method, arguments, request_id)
+        if call.answer is not None and method != "CopyImage":
+            await self._traffic.witness(self._chance, call)
+        return call
+
     async def _see_through(self, name: str) -> None:
         if self._chance.random() < 0.03:
             await self._call("CancelOperation", {"name": name}, "")
+        if self._chance.random() < 0.3:
+            await self._call("GetOperation", {"name": name}, "")
         for _ in range(3):
             call = await self._call("WaitOperation", {"name": name}, "", self._chance.choice(self._clients))
             if call.answer is not None and call.answer["done"]:
@@ -286,8 +317,9 @@ class _Client:
         arguments = {"region_id": instances[instance_id], "instance_id": instance_id, "name": self._name()}
         return "CreateImage", arguments
 
-    def copy_image(self) -> Any:
-        if not (image_id := self._image_id(own=0.9)) or image_id not in self._board.images:
+    def copy_image(self, image_id: str | None = None) -> Any:
+        image_id = image_id or self._image_id(own=0.9)
+        if image_id not in self._board.images:
             return None
         _, region_id = self._board.images[image_id]
         to = SHANGHAI if region_id == GUANGZHOU else GUANGZHOU
@@ -304,8 +336,8 @@ class _Client:
             return "DeprecateImage", {"image_id": image_id, "state": state, "etag": self._etag(image_id)}
         return None
 
-    def delete_image(self) -> Any:
-        if image_id := self._image_id(own=0.95):
+    def delete_image(self, image_id: str | None = None) -> Any:
+        if image_id := image_id or self._image_id(own=0.95):
             force = self._chance.random() < 0.7
             return "DeleteImage", {"image_id": image_id, "force": force, "etag": self._etag(image_id)}
         return None
@@ -437,7 +469,7 @@ _OPERATOR_CHOICES: Mapping[Callable[[_Client], Any], int] = {
 # --- how each is sent, and its answer as plain values
 
 _READS = frozenset(
-    "GetAccount GetImage ListImages ListImageShares GetInstance ListInstances WaitOperation CancelOperation".split()
+    "GetAccount GetImage ListImages ListImageShares GetInstance ListInstances GetOperation WaitOperation CancelOperation".split()
 ) | {"GetQuota of images", "GetQuota of shares"}
 
 _IMPORT: dict[str, Any] = {
@@ -594,6 +626,11 @@ async def _wait(client: aio.Client, of: Arguments, _: str) -> Mapping[str, Any]:
     return history.ended(operation._operation)
 
 
+async def _get_operation(client: aio.Client, of: Arguments, _: str) -> Mapping[str, Any]:
+    operation = await client.get_operation(name=of["name"])
+    return history.ended(operation._operation)
+
+
 async def _cancel(client: aio.Client, of: Arguments, _: str) -> Mapping[str, Any]:
     await client.cancel_operation(name=of["name"])
     return {}
@@ -615,6 +652,7 @@ async def _list_instances(client: aio.Client, of: Arguments, _: str) -> Mapping[
 
 
 _SEND |= {
+    "GetOperation": _get_operation,
     "WaitOperation": _wait,
     "CancelOperation": _cancel,
     "ListImages": _list_images,
