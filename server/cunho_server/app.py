@@ -22,7 +22,7 @@ from cunho.v1 import (
     region_service_pb2,
     region_service_pb2_grpc,
 )
-from cunho_server import admin, listening, metrics, reflection, self_probe
+from cunho_server import admin, listening, memory, metrics, reflection, self_probe
 from cunho_server.accounts import AccountService
 from cunho_server.admission import Admission
 from cunho_server.answering import Answering
@@ -101,6 +101,7 @@ async def serving(
             health.follow(database),
             identity.keep_current(),
             metrics.follow(admission, database),
+            memory.give_back(),
         )
         tasks = {asyncio.create_task(each) for each in lasting}
         pacing = asyncio.create_task(

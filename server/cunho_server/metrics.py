@@ -4,20 +4,19 @@ Processes meet in a folder that the supervisor makes, see `exposed`; a single pr
 """
 
 import asyncio
-import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from cunho_rules.refusals import Refusal
+from cunho_server import memory
 from cunho_storage import operations
 from cunho_storage.database import Conflict, Database
 
@@ -91,7 +90,7 @@ def sample(admission: "Admission", database: Database) -> None:
     _CONNECTIONS.labels("in_use").set(usage.in_use)
     _WAITING.set(usage.waiting)
     _CPU.set(time.process_time())
-    _MEMORY.set(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    _MEMORY.set(memory.resident_bytes())
 
 
 async def _sample_operations(database: Database) -> None:
