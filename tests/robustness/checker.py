@@ -196,7 +196,8 @@ class _Checking:
             instance_ids = [call.arguments["instance_id"]]
         for instance_id in instance_ids:
             self._step(("instance", instance_id), ending, self._instances.end(call.method, instance_id, ended))
-        self._see_instances(ending, ended["instances"])
+        # Whether the image could be launched from once more was read at some time before the end.
+        self._see_instances(replace(ending, begin_ns=call.begin_ns), ended["instances"])
 
     # --- calls as steps
 
