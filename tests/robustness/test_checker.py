@@ -584,6 +584,21 @@ def a_copy_that_may_have_ended_before_a_deletion(tale: Tale) -> None:
     tale.copied_and_deleted(looked=5)
 
 
+@right
+def a_launch_whose_image_was_read_before_its_end(tale: Tale) -> None:
+    tale.made("img-1")
+    tale.shared(5, BOB)
+    tale.launched(10, 11, BOB, warnings=("UNVERIFIED_SHARED_IMAGE",))
+    tale.unshared(12, 13, BOB)
+    name = "operations/ins-1"
+    instance = {"instance_id": "ins-1", "account_id": BOB, "image_id": "img-1", "name": "", "state": "RUNNING"}
+    told = {"operation": "", "version": 2, "launch_image.still_available": True}
+    ended = tale.operations[name] | {"instances": (instance | told,)}
+    tale.operations[name] = ended
+    tale.call(14, 15, BOB, "GetOperation", ended | {"done": False, "instances": ()}, name=name)
+    tale.call(16, 17, BOB, "WaitOperation", ended, name=name)
+
+
 @wrong("operations/img-1")
 def an_operation_that_never_ends(tale: Tale) -> None:
     tale.made("img-1")
