@@ -177,6 +177,15 @@ def traffic(wired: Wired) -> Traffic:
     return Traffic(wired.connect)
 
 
+@pytest.fixture
+def account_id(wired: Wired) -> str:
+    """An account that is none of the writers'."""
+    account_id = f"acc-{uuid4().hex[:10]}"
+    with wired.connect("operator") as operator:
+        operator.register_account(account_id=account_id, region_ids=[*ZONES])
+    return account_id
+
+
 @pytest.fixture(scope="module")
 def recoveries() -> Iterator[Recoveries]:
     kept = Recoveries()
@@ -205,8 +214,7 @@ def test_a_commit_whose_answer_was_lost_is_done_once(wired: Wired, traffic: Traf
     assert_whole(wired, traffic)
 
 
-def test_who_repeats_such_a_call_without_its_request_id_does_it_twice(wired: Wired, traffic: Traffic) -> None:
-    account_id = traffic.writers[0].account_id
+def test_who_repeats_such_a_call_without_its_request_id_does_it_twice(wired: Wired, account_id: str) -> None:
     image_id = wired.sql("SELECT image_id FROM image WHERE name = 'Debian 12 64bit' AND region_id = $1", GUANGZHOU)[0][
         0
     ]
@@ -237,8 +245,7 @@ def test_errors_of_postgresql_that_pass_cost_nothing_and_are_no_internal_errors(
     assert_whole(wired, traffic)
 
 
-def test_a_deadlock_costs_nobody_its_call(wired: Wired, traffic: Traffic) -> None:
-    account_id = traffic.writers[0].account_id
+def test_a_deadlock_costs_nobody_its_call(wired: Wired, account_id: str) -> None:
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = 'cunho'"
     ((before,),) = wired.sql(deadlocks)
     with wired.connect(account_id) as client, ThreadPoolExecutor(1) as threads, asyncio.Runner() as runner:
