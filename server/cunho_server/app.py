@@ -89,8 +89,8 @@ async def serving(
         tracing = stack.enter_context(closing(make_tracing())) if settings.traces else None
         health = Health(_names())
         options = channel_options(settings, shares_port=shares_port)
-        around = [_answering(service, tracing) for _ in range(_SERVERS if shares_port else 1)]
-        servers = [_server(service, health, options, each) for each in around]
+        answerings = [_answering(service, tracing) for _ in range(_SERVERS if shares_port else 1)]
+        servers = [_server(service, health, options, each) for each in answerings]
         address = f"{settings.address.rpartition(':')[0]}:{listening.listen(servers, settings)}"
         own_addresses = stack.enter_context(self_probe.own_addresses(servers))
         await stack.enter_async_context(admin.serving(settings, index))
@@ -105,7 +105,7 @@ async def serving(
         )
         tasks = {asyncio.create_task(each) for each in lasting}
         pacing = asyncio.create_task(
-            self_probe.follow(admission.pace, own_addresses, lambda: [each.taken_up for each in around])
+            self_probe.follow(admission.pace, own_addresses, lambda: [each.taken_up for each in answerings])
         )
         try:
             yield Serving(address, service)

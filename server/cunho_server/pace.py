@@ -18,7 +18,7 @@ _LOOK_SECONDS, _LOOK_SECONDS_LATE = 0.05, 0.01
 
 #: What a look makes of the pace: when the process is behind, at first so much that what waits is soon gone; when it is in
 #: time; and when besides few calls came.
-_SLOWER_AT_FIRST, _SLOWER, _FASTER, _MUCH_FASTER, _FEW = 0.1, 0.7, 1.01, 1.5, 0.5
+_SLOWER_AT_FIRST, _SLOWER, _FASTER, _MUCH_FASTER, _FEW = 0.1, 0.7, 1.02, 1.5, 0.5
 
 #: How much the last look counts in how many calls are let in each second.
 _WEIGHT = 0.3

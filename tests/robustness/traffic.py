@@ -468,9 +468,13 @@ _OPERATOR_CHOICES: Mapping[Callable[[_Client], Any], int] = {
 
 # --- how each is sent, and its answer as plain values
 
-_READS = frozenset(
-    "GetAccount GetImage ListImages ListImageShares GetInstance ListInstances GetOperation WaitOperation CancelOperation".split()
-) | {"GetQuota of images", "GetQuota of shares"}
+_READS = frozenset("GetAccount GetImage ListImages ListImageShares GetInstance ListInstances".split()) | {
+    "GetOperation",
+    "WaitOperation",
+    "CancelOperation",
+    "GetQuota of images",
+    "GetQuota of shares",
+}
 
 _IMPORT: dict[str, Any] = {
     "uri": "https://cloud.debian.org/images/cloud/bookworm/debian-12.qcow2",
