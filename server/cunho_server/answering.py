@@ -36,7 +36,7 @@ _OPEN = ("/grpc.health.", "/grpc.reflection.")
 #: The method whose calls are counted as waits.
 _WAITING = "WaitOperation"
 
-#: How often a transaction is run before its caller is told of the conflict.
+#: How often a call is begun before its caller is told of the conflict.
 _ATTEMPTS = 4
 
 
@@ -142,15 +142,16 @@ class Answering(grpc.aio.ServerInterceptor):
         data = await context.read()
         with self._admitted(this):
             this.request = request = _parsed(parse, data)
-            for attempt in range(_ATTEMPTS):
+            while this.conflicts < _ATTEMPTS:
                 try:
                     answer = await behavior(request, this)
                     if isinstance(answer, bytes):
                         return answer
                     this.answer = answer
                     return answer.SerializeToString()
-                except Conflict:  # others got in the way of its transaction, which is run again
-                    await asyncio.sleep(random.uniform(0.5, 1) * 0.02 * attempt)
+                except Conflict:  # others got in its way, and it is begun again
+                    await asyncio.sleep(random.uniform(0.5, 1) * 0.02 * this.conflicts)
+                    this.conflicts += 1
             raise Refusal(Reason.TRANSACTION_CONFLICT)
 
     def _admitted(self, this: Call) -> AbstractContextManager[None]:

@@ -67,6 +67,8 @@ class Call:
     replayed: bool = False
     refusal: Refusal | None = None
     code: str = "OK"
+    #: How often it was begun again because others got in its way.
+    conflicts: int = 0
     _start: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:

@@ -227,13 +227,14 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
     # --- sharing
 
     async def ShareImage(self, request: pb.ShareImageRequest, context: Any) -> pb.ShareImageResponse:
-        async with self.mutation(request, context, images.CHANGING, image_id=request.image_id) as mutation:
-            facts = await _share_facts(mutation, "ShareImage", request)
+        named = _share_arguments(request, context.caller)
+        async with self.one_write(request, context, facts_of.SHARE, **named) as (mutation, seen):
+            facts = _share_facts(mutation, "ShareImage", request, seen.facts)
             actions.SHARE_IMAGE.enforce(facts)
             account_ids = _without_share(facts)
             image, found = _shared(mutation, facts, _there(facts.image).share_count + len(account_ids))
             answer = pb.ShareImageResponse(shares=found, image=image)
-            return await mutation.answer(answer, shares.adding(image.image_id, account_ids))
+            return await mutation.answer(answer, shares.adding(image.image_id, account_ids, mutation.time))
 
     async def UnshareImage(self, request: pb.UnshareImageRequest, context: Any) -> pb.UnshareImageResponse:
         async with self.mutation(request, context, images.CHANGING, image_id=request.image_id) as mutation:
@@ -251,13 +252,15 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
 
     async def SetImageShares(self, request: pb.SetImageSharesRequest, context: Any) -> pb.SetImageSharesResponse:
         async with self.mutation(request, context, images.CHANGING, image_id=request.image_id) as mutation:
-            facts = await _share_facts(mutation, "SetImageShares", request)
+            named = _share_arguments(request, mutation.caller)
+            read = await facts_of.sharing(mutation.connection, **named)
+            facts = _share_facts(mutation, "SetImageShares", request, read)
             actions.SET_IMAGE_SHARES.enforce(facts)
             others = {*await shares.account_ids(mutation.connection, request.image_id)} - {*request.account_ids}
             await shares.remove(mutation.connection, request.image_id, sorted(others))
             image, found = _shared(mutation, facts, len(request.account_ids))
             answer = pb.SetImageSharesResponse(shares=found, image=image)
-            return await mutation.answer(answer, shares.adding(image.image_id, _without_share(facts)))
+            return await mutation.answer(answer, shares.adding(image.image_id, _without_share(facts), mutation.time))
 
     async def ListImageShares(self, request: pb.ListImageSharesRequest, context: Any) -> pb.ListImageSharesResponse:
         caller = context.caller
@@ -349,17 +352,18 @@ async def _delete(connection: Connection, image: Image, account_ids: Sequence[st
     )
 
 
-async def _share_facts(
-    mutation: Mutation, action: str, request: pb.ShareImageRequest | pb.SetImageSharesRequest
+def _share_arguments(request: pb.ShareImageRequest | pb.SetImageSharesRequest, caller: Caller) -> dict[str, Any]:
+    return {"image_id": request.image_id, "account_id": caller.account_id, "account_ids": request.account_ids}
+
+
+def _share_facts(
+    mutation: Mutation, action: str, request: pb.ShareImageRequest | pb.SetImageSharesRequest, read: Sequence[Any]
 ) -> Facts:
-    """What the rules want to know before an image is shared, which the mutation has locked."""
-    connection, caller = mutation.connection, mutation.caller
-    image, account, recipients = await facts_of.share(
-        connection, request.image_id, caller.account_id, request.account_ids
-    )
+    """What the rules want to know before an image is shared."""
+    image, account, recipients = facts_of.share(read, request.account_ids)
     return Facts(
         action=action,
-        caller=caller,
+        caller=mutation.caller,
         account=account,
         image_id=request.image_id,
         image=image,

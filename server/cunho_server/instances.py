@@ -21,16 +21,17 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
     """Instances: launching them from images, and their life."""
 
     async def CreateInstance(self, request: pb.CreateInstanceRequest, context: Any) -> Operation:
-        # The lock comes first: what is read after it stays so until the instances are there (INS-3).
-        async with self.mutation(request, context, images.RELYING, image_id=request.image_id) as mutation:
-            connection, caller = mutation.connection, mutation.caller
-            image, account, region, instance_type = await facts_of.launch(
-                connection,
-                image_id=request.image_id,
-                account_id=caller.account_id,
-                region_id=request.region_id,
-                instance_type=request.instance_type,
-            )
+        caller = context.caller
+        async with self.one_write(
+            request,
+            context,
+            facts_of.LAUNCH,
+            image_id=request.image_id,
+            account_id=caller.account_id,
+            region_id=request.region_id,
+            instance_type=request.instance_type,
+        ) as (mutation, seen):
+            image, account, region, instance_type = facts_of.launch(seen)
             facts = Facts(
                 action="CreateInstance",
                 caller=caller,
@@ -159,13 +160,12 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
         self, request: Any, context: Any, action: Action, through: InstanceState, to_state: InstanceState
     ) -> Operation:
         """The operation that moves an instance through one state to another."""
-        async with self.mutation(request, context, instances.CHANGING, instance_id=request.instance_id) as mutation:
-            instance = await instances.get(mutation.connection, request.instance_id)
+        async with self.one_write(request, context, facts_of.MOVE, instance_id=request.instance_id) as (mutation, seen):
             facts = Facts(
                 action=action.name,
                 caller=mutation.caller,
                 instance_id=request.instance_id,
-                instance=instance,
+                instance=facts_of.move(seen),
                 etag=request.etag,
             )
             action.enforce(facts)

@@ -1,4 +1,4 @@
-"""What the servicers share: who calls, the transaction of a mutation with its request id, and pages. No rule here."""
+"""What the servicers share: who calls, how a mutation begins and ends with its request id, and pages. No rule here."""
 
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -56,17 +56,20 @@ class Service:
 
 @dataclass(slots=True)
 class Mutation:
-    """One mutation under way: its caller, its transaction, and what becomes of its answer."""
+    """One mutation under way: its caller, and what becomes of its answer."""
 
     caller: Caller
     connection: Connection
-    #: The request id's key; None if there is none.
-    key: requests.Key | None
-    #: True with validate_only: the transaction is rolled back.
+    #: None if it has no id.
+    request: requests.Request | None
+    #: True with validate_only: nothing of it stays.
     rehearsal: bool
+    #: As it was sent.
     request_id: str
-    #: When its transaction began.
+    #: When it began.
     time: datetime
+    #: What a mutation of one write has looked at; None for a transaction.
+    seen: requests.Seen | None = None
     new_ids: set[str] = field(default_factory=set)
 
     def new_id(self, prefix: str) -> str:
@@ -134,7 +137,7 @@ class Mutation:
         Args:
             last: what is still to be written.
         """
-        await requests.end(self.connection, self.key, message.SerializeToString(), last)
+        await requests.end(self.connection, self.request, message.SerializeToString(), last, self.seen)
         return message
 
 
@@ -196,7 +199,7 @@ class Servicer:
     async def mutation(
         self, request: Any, call: Call, beginning: requests.Beginning = _WITHOUT_LOCK, **arguments: Any
     ) -> AsyncIterator[Mutation]:
-        """The transaction of a mutation.
+        """A mutation that is a transaction.
 
         Committed on return, rolled back on any exception and with validate_only. A request id is claimed first: if the
         request was answered before, that answer is sent instead. Source: ALL-2, ALL-3.
@@ -206,19 +209,39 @@ class Servicer:
             arguments: those of the lock.
         Refuses: REQUEST_ID_REUSED.
         """
-        caller = call.caller
-        assert caller, "calls are answered to those who are known"
-        rehearsal: bool = getattr(request, "validate_only", False)
-        request_id = request.request_id if hasattr(request, "request_id") else ""
-        request_id = request_id or _idempotency_key(call)
-        scope = f"operator:{caller.actor}" if caller.role is Role.OPERATOR else caller.account_id
-        method = request.DESCRIPTOR.name.removesuffix("Request")
-        key = requests.Key(scope, method, request_id.lower()) if request_id else None
-        async with self.service.database.transaction(rehearsal=rehearsal) as connection:
-            time = await _begun(connection, beginning, key, request, arguments)
-            mutation = Mutation(caller, connection, key, rehearsal, request_id, time)
+        request_id, asked = _asked(request, call)
+        async with self.service.database.transaction(rehearsal=call.rehearsal) as connection:
+            begun = await requests.begin(connection, beginning, asked, **arguments)
+            _answer_again(asked, begun)
+            mutation = Mutation(_caller(call), connection, asked, call.rehearsal, request_id, begun.time)
             yield mutation
-        if mutation.new_ids and not rehearsal:
+        self._begin_work(mutation)
+
+    @asynccontextmanager
+    async def one_write(
+        self, request: Any, call: Call, look: requests.Look, **arguments: Any
+    ) -> AsyncIterator[tuple[Mutation, requests.Seen]]:
+        """A mutation that is decided by what it sees at one moment, and is one write.
+
+        The write happens only if the basis of the look is as it was seen; if it is not, the call begins again, and then
+        locks the basis before it looks. Otherwise as `mutation`, with no transaction to begin and to commit.
+
+        Args:
+            arguments: those of the look.
+        Refuses: REQUEST_ID_REUSED.
+        """
+        request_id, asked = _asked(request, call)
+        locked, database = call.rehearsal or call.conflicts > 0, self.service.database
+        async with database.transaction(rehearsal=call.rehearsal) if locked else database.connection() as connection:
+            seen = await requests.look(connection, look, asked, locked=locked, **arguments)
+            _answer_again(asked, seen.begun)
+            mutation = Mutation(_caller(call), connection, asked, call.rehearsal, request_id, seen.begun.time, seen)
+            yield mutation, seen
+        self._begin_work(mutation)
+
+    def _begin_work(self, mutation: Mutation) -> None:
+        """Tells the workers of an operation that the mutation may have begun."""
+        if mutation.new_ids and not mutation.rehearsal:
             self.service.work.wake()
 
     def reading(self) -> AbstractAsyncContextManager[Connection]:
@@ -263,21 +286,30 @@ def all_of(caller: Caller) -> str | None:
     return None if caller.role is Role.OPERATOR else caller.account_id
 
 
-async def _begun(
-    connection: Connection,
-    beginning: requests.Beginning,
-    key: requests.Key | None,
-    request: Any,
-    arguments: Mapping[str, Any],
-) -> datetime:
-    """The time of a mutation that has begun. Raises Replayed. Refuses: REQUEST_ID_REUSED."""
-    fingerprint = _fingerprint(request) if key else b""
-    time, answered = await requests.begin(connection, beginning, key, fingerprint, **arguments)
-    if key is None or answered is None:
-        return time
-    if answered.fingerprint != fingerprint:
-        raise Refusal(Reason.REQUEST_ID_REUSED, request_id=key.request_id, method=key.method)
-    raise Replayed(answered.answer)
+def _caller(call: Call) -> Caller:
+    assert call.caller, "calls are answered to those who are known"
+    return call.caller
+
+
+def _asked(request: Any, call: Call) -> tuple[str, requests.Request | None]:
+    """The id of a request as it was sent, and what is kept of it; "" and None if it has none."""
+    request_id = request.request_id if hasattr(request, "request_id") else ""
+    request_id = request_id or _idempotency_key(call)
+    if not request_id:
+        return "", None
+    caller = _caller(call)
+    scope = f"operator:{caller.actor}" if caller.role is Role.OPERATOR else caller.account_id
+    method = request.DESCRIPTOR.name.removesuffix("Request")
+    return request_id, requests.Request(scope, method, request_id.lower(), _fingerprint(request))
+
+
+def _answer_again(asked: requests.Request | None, begun: requests.Begun) -> None:
+    """Raises Replayed if the request was answered before. Refuses: REQUEST_ID_REUSED."""
+    if asked is None or begun.answered is None:
+        return
+    if begun.answered.fingerprint != asked.fingerprint:
+        raise Refusal(Reason.REQUEST_ID_REUSED, request_id=asked.request_id, method=asked.method)
+    raise Replayed(begun.answered.answer)
 
 
 def _fingerprint(request: Any) -> bytes:

@@ -1,6 +1,6 @@
 """What the rules want to know of several nouns at one moment, in one statement each.
 
-Nothing is locked here: what must stay as it is has been locked by an earlier statement.
+Nothing is locked here: what must stay as it is has been locked by an earlier statement, or is the basis of a look.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,12 +9,21 @@ from typing import Any, TypeVar
 from cunho_rules.model import Account, Image, Instance, InstanceType, Place, Recipient, Region
 from cunho_storage import accounts, images, instances, regions, shares
 from cunho_storage.database import Connection
+from cunho_storage.requests import Look, Seen
 from cunho_storage.shares import Share
 from cunho_storage.statements import Statement, every_row, first_row, together
 
-_LAUNCH = Statement(
-    together(first_row(images.ONE), first_row(accounts.ONE), first_row(regions.ONE), first_row(regions.ONE_TYPE))
+#: What `launch`, `move` and `share` make facts of.
+LAUNCH = Look(
+    images.LAUNCHED,
+    first_row(images.ONE),
+    first_row(accounts.ONE),
+    first_row(regions.ONE),
+    first_row(regions.ONE_TYPE),
 )
+MOVE = Look(instances.MOVED, first_row(instances.ONE))
+_SHARING = (first_row(images.ONE), first_row(accounts.ONE), every_row(shares.RECIPIENTS))
+SHARE = Look(images.SHARED, *_SHARING)
 _CREATION = Statement(
     together(
         first_row(accounts.ONE),
@@ -24,7 +33,7 @@ _CREATION = Statement(
         first_row(instances.ONE),
     )
 )
-_SHARE = Statement(together(first_row(images.ONE), first_row(accounts.ONE), every_row(shares.RECIPIENTS)))
+_SHARE = Statement(together(*_SHARING))
 _SHARES = Statement(together(first_row(images.ONE), every_row(shares.PAGE)))
 
 Value = TypeVar("Value")
@@ -40,14 +49,9 @@ def _made(make: Callable[[Sequence[Any]], Value], row: Sequence[Any] | None) -> 
     return None if row is None else make(row)
 
 
-async def launch(
-    connection: Connection, *, image_id: str, account_id: str, region_id: str, instance_type: str
-) -> tuple[Image | None, Account | None, Region | None, InstanceType | None]:
+def launch(seen: Seen) -> tuple[Image | None, Account | None, Region | None, InstanceType | None]:
     """What an instance is launched from, by whom, where and as what."""
-    row = await _row(
-        connection, _LAUNCH, image_id=image_id, account_id=account_id, region_id=region_id, instance_type=instance_type
-    )
-    image, account, region, type_ = row
+    image, account, region, type_ = seen.facts
     return (
         _made(Image._make, image),
         _made(Account._make, account),
@@ -78,12 +82,22 @@ async def creation(
     )
 
 
-async def share(
-    connection: Connection, image_id: str, account_id: str, account_ids: Sequence[str]
+def move(seen: Seen) -> Instance | None:
+    """What is moved."""
+    (instance,) = seen.facts
+    return _made(Instance._make, instance)
+
+
+async def sharing(connection: Connection, **arguments: Any) -> Sequence[Any]:
+    """What `share` makes facts of, read in a transaction."""
+    return await _row(connection, _SHARE, **arguments)
+
+
+def share(
+    facts: Sequence[Any], account_ids: Sequence[str]
 ) -> tuple[Image | None, Account | None, tuple[Recipient, ...]]:
     """What is shared, by whom, and with whom."""
-    row = await _row(connection, _SHARE, image_id=image_id, account_id=account_id, account_ids=account_ids)
-    image, account, recipients = row
+    image, account, recipients = facts
     return (
         _made(Image._make, image),
         _made(Account._make, account),

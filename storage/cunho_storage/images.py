@@ -14,7 +14,7 @@ from cunho_rules.orders import Key
 from cunho_storage import pages
 from cunho_storage.conditions import Compare, label_of, some_element
 from cunho_storage.database import Conflict, Connection
-from cunho_storage.requests import Beginning
+from cunho_storage.requests import Basis, Beginning
 from cunho_storage.statements import Statement, any_of, arg, literal, locking
 from cunho_storage.tables import IMAGE_COLUMNS, ImageRow, ImageShareRow, RegionRow
 
@@ -74,8 +74,10 @@ _BY_NAME = Statement(
 )
 _ID = ImageRow.select(ImageRow.image_id).where(ImageRow.image_id == arg("image_id"))
 _LOCK, _LOCK_SHARED = Statement(locking(_ID, "NO KEY UPDATE")), Statement(locking(_ID, "SHARE"))
-#: Begin mutations of an image, and those that only rely on it, as `lock` does.
-CHANGING, RELYING = Beginning(locking(_ID, "NO KEY UPDATE")), Beginning(locking(_ID, "SHARE"))
+#: Begins mutations of an image, as `lock` does.
+CHANGING = Beginning(locking(_ID, "NO KEY UPDATE"))
+#: What mutations of one write rely on that launch from an image, and that share it.
+LAUNCHED, SHARED = Basis(_ID, "SHARE"), Basis(_ID, "NO KEY UPDATE")
 _COPIES = Statement(
     ImageRow.select(fn.COUNT(SQL("1"))).where(
         (ImageRow.source_image_id == arg("image_id")) & (ImageRow.state == literal("COPYING"))

@@ -9,14 +9,15 @@ from peewee import SQL, fn
 from cunho_rules import filters
 from cunho_rules.model import Instance, InstanceState
 from cunho_rules.orders import Key
-from cunho_storage import operations, pages
+from cunho_storage import images, operations, pages
 from cunho_storage.conditions import label_of
 from cunho_storage.database import Connection
-from cunho_storage.requests import Beginning, Write
+from cunho_storage.requests import MAY, Basis, Beginning, Write
 from cunho_storage.statements import Statement, any_of, arg, literal, locking
 from cunho_storage.tables import ImageRow, ImageShareRow, InstanceRow, RegionRow
 
 _LIVE = InstanceRow.state != literal("DELETED")
+_THIS = InstanceRow.instance_id == arg("instance_id")
 
 
 def _available_to(account_id: Any) -> Any:
@@ -34,15 +35,16 @@ def _available_to(account_id: Any) -> Any:
 _INSTANCES = InstanceRow.select(*InstanceRow._meta.sorted_fields, _available_to(InstanceRow.account_id)).join(
     ImageRow, on=ImageRow.image_id == InstanceRow.image_id
 )
-ONE = _INSTANCES.where((InstanceRow.instance_id == arg("instance_id")) & _LIVE)
+ONE = _INSTANCES.where(_THIS & _LIVE)
 _GET = Statement(ONE)
 _GET_SOME = Statement(_INSTANCES.where(InstanceRow.instance_id == any_of("instance_ids")))
-_LOCKED = locking(
-    InstanceRow.select(InstanceRow.instance_id).where(InstanceRow.instance_id == arg("instance_id")), "NO KEY UPDATE"
-)
+_ID = InstanceRow.select(InstanceRow.instance_id).where(_THIS)
+_LOCKED = locking(_ID, "NO KEY UPDATE")
 _LOCK = Statement(_LOCKED)
 #: Begins mutations of an instance, as `lock` does.
 CHANGING = Beginning(_LOCKED)
+#: What mutations of one write rely on that move an instance.
+MOVED = Basis(_ID, "NO KEY UPDATE")
 
 
 async def get(connection: Connection, instance_id: str) -> Instance | None:
@@ -109,7 +111,10 @@ _NEW = {
     **_LAUNCH,
 }
 _LAUNCHING = operations.beginning_with(
-    InstanceRow.insert_from(ImageRow.select(*_NEW.values()).where(ImageRow.image_id == arg("image_id")), fields=[*_NEW])
+    images.LAUNCHED,
+    InstanceRow.insert_from(
+        ImageRow.select(*_NEW.values()).where((ImageRow.image_id == arg("image_id")) & MAY), fields=[*_NEW]
+    ),
 )
 _CHANGED = {InstanceRow.version: InstanceRow.version + SQL("1"), InstanceRow.update_time: SQL("now()")}
 _UPDATE = Statement(
@@ -120,12 +125,13 @@ _UPDATE = Statement(
             InstanceRow.labels: arg("labels"),
             **_CHANGED,
         }
-    ).where((InstanceRow.instance_id == arg("instance_id")) & _LIVE)
+    ).where(_THIS & _LIVE)
 )
 _MOVING = operations.beginning_with(
+    MOVED,
     InstanceRow.update(
         {InstanceRow.state: arg("through_state"), InstanceRow.operation_id: arg("operation_id"), **_CHANGED}
-    ).where((InstanceRow.instance_id == arg("instance_id")) & (InstanceRow.state == arg("from_state")))
+    ).where(_THIS & (InstanceRow.state == arg("from_state")) & MAY),
 )
 _OF_OPERATION = (InstanceRow.instance_id == any_of("instance_ids")) & (InstanceRow.operation_id == arg("operation_id"))
 _ENDED = {InstanceRow.operation_id: SQL("NULL"), **_CHANGED}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from peewee import CTE, SQL, fn
+from peewee import CTE, SQL, Select, fn
 
 from cunho_rules import filters
 from cunho_rules.model import Operation, OperationState
@@ -25,7 +25,10 @@ _MINE = _THIS & _RUNNING & (OperationRow.epoch == arg("epoch"))
 _LEASE = fn.CLOCK_TIMESTAMP() + fn.MAKE_INTERVAL(0, 0, 0, 0, 0, 0, arg("lease_seconds", "float8"))
 
 _GET = Statement(OperationRow.select().where(_THIS))
-_ADDED = OperationRow.insert({field: arg(field.name) for field in OperationRow._meta.sorted_fields})
+_FIELDS = OperationRow._meta.sorted_fields
+_ADDED = OperationRow.insert_from(
+    Select([], [arg(field.name) for field in _FIELDS]).where(requests.MAY), fields=_FIELDS
+)
 _CANCEL = Statement(OperationRow.update({OperationRow.cancel_requested: SQL("true")}).where(_THIS & _RUNNING))
 _DELETE = Statement(delete_from(OperationRow).where(_THIS & ~_RUNNING))
 _ENDED = Statement(OperationRow.select().where((OperationRow.operation_id == any_of("operation_ids")) & ~_RUNNING))
@@ -92,13 +95,13 @@ _UNFINISHED = Statement(
 _ADDING = requests.Ending(_ADDED)
 
 
-def beginning_with(write: Any) -> requests.Ending:
+def beginning_with(basis: requests.Basis, write: Any) -> requests.OneWrite:
     """How mutations end that add an operation and write what it begins with.
 
     Args:
         write: its arguments are named as the fields of an operation only if they are the same.
     """
-    return requests.Ending(write, CTE("added", _ADDED.returning(SQL("1"))))
+    return requests.OneWrite(basis, write, CTE("added", _ADDED.returning(SQL("1"))))
 
 
 def adding(operation: Operation, first: requests.Write | None = None) -> requests.Write:

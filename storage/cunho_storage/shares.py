@@ -4,12 +4,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from peewee import CTE, JOIN, SQL, Select, fn
+from peewee import CTE, JOIN, Select, fn
 
 from cunho_rules.limits import QUOTA_LIMIT_MAX
 from cunho_rules.model import Recipient
+from cunho_storage import images
 from cunho_storage.database import Connection
-from cunho_storage.requests import Ending, Write
+from cunho_storage.requests import MAY, OneWrite, Write
 from cunho_storage.statements import Statement, any_of, arg, delete_from
 from cunho_storage.tables import AccountRegionRow, AccountRow, ImageRow, ImageShareRow
 
@@ -41,11 +42,12 @@ RECIPIENTS = (
 )
 _RECIPIENTS = Statement(RECIPIENTS)
 _COUNTED = ImageRow.update({ImageRow.share_count: ImageRow.share_count + arg("added", "int")}).where(
-    (ImageRow.image_id == arg("image_id")) & (ImageRow.share_count + arg("added", "int") <= ImageRow.share_limit)
+    ImageRow.image_id == arg("image_id")
 )
 _COUNT = Statement(_COUNTED)
-_IMAGE = CTE("image", _COUNTED.returning(ImageRow.image_id, ImageRow.owner_account_id, ImageRow.region_id))
-_ADDING = Ending(
+_IMAGE = CTE("image", _COUNTED.where(MAY).returning(ImageRow.image_id, ImageRow.owner_account_id, ImageRow.region_id))
+_ADDING = OneWrite(
+    images.SHARED,
     ImageShareRow.insert_from(
         Select(
             [_IMAGE],
@@ -55,7 +57,7 @@ _ADDING = Ending(
                 _IMAGE.c.owner_account_id,
                 _IMAGE.c.region_id,
                 _IMAGE.c.owner_account_id,
-                SQL("now()"),
+                arg("time", "timestamptz"),
             ],
         ),
         fields=ImageShareRow._meta.sorted_fields,
@@ -101,14 +103,11 @@ def as_recipients(account_ids: Sequence[str], rows: Iterable[Any]) -> tuple[Reci
     return tuple(known.get(account_id, Recipient(account_id, False, False, None)) for account_id in account_ids)
 
 
-def adding(image_id: str, account_ids: Sequence[str]) -> Write | None:
-    """The write that shares the image with accounts that do not have it; None if there are none.
-
-    It writes nothing if the image's limit has no room.
-    """
+def adding(image_id: str, account_ids: Sequence[str], time: datetime) -> Write | None:
+    """The write that shares the image, from `time` on, with accounts that do not have it; None if there are none."""
     if not account_ids:
         return None
-    arguments = {"image_id": image_id, "account_ids": account_ids, "added": len(account_ids)}
+    arguments = {"image_id": image_id, "account_ids": account_ids, "added": len(account_ids), "time": time}
     return Write(_ADDING, arguments, rows=len(account_ids))
 
 

@@ -31,7 +31,7 @@ from cunho.v1 import (
     Support,
 )
 from cunho_storage import accounts, database, images, instances, operations, shares
-from cunho_storage.requests import Beginning, Ending
+from cunho_storage.requests import Basis, Beginning, Ending
 from cunho_storage.statements import Statement
 
 Call = Callable[[], Any]
@@ -283,6 +283,9 @@ class Schema(NamedTuple):
 
 Defence = Text | Schema
 
+#: That the basis of a write is as it was seen.
+_SEEN = ("(xmin = CAST($2 AS xid))", "($2::xid IS NOT NULL)")
+
 DEADLY_IMAGE_LOCK = Text(images, " FOR NO KEY UPDATE", " FOR SHARE")
 PLACE_LOCK = Text(accounts, " FOR NO KEY UPDATE")
 PLACE_CONDITION = Text(accounts, ' AND ("account_region"."images_used" < "account_region"."images_limit")')
@@ -290,15 +293,16 @@ PLACE_CHECK = Schema("ALTER TABLE account_region DROP CONSTRAINT account_region_
 REGION_LOCK = Text(accounts, " FOR UPDATE")
 IMAGE_LOCK = Text(images, " FOR NO KEY UPDATE")
 IMAGE_KEPT = Text(images, " FOR SHARE")
+SHARED_AS_SEEN = Text(shares, *_SEEN)
 IMAGE_LIVES = Text(images, '("image"."state" IN ($3, $4))', "($3::text <> $4::text)")
 IMAGE_NAME = Schema("DROP INDEX image_name_of_owner")
 PUBLIC_NAME = Schema("DROP INDEX image_name_public")
-SHARE_CONDITION = Text(shares, ' AND (("image"."share_count" + CAST($1 AS int)) <= "image"."share_limit")')
 SHARE_CHECK = Schema("ALTER TABLE image DROP CONSTRAINT image_shares")
 SHARE_ONCE = Schema("ALTER TABLE image_share DROP CONSTRAINT image_share_pkey")
 SHARED_LIVES = Schema("ALTER TABLE image DROP CONSTRAINT image_shared_is_available")
 SHARE_IN_REGION = Schema("ALTER TABLE image_share DROP CONSTRAINT image_share_recipient")
 INSTANCE_LOCK = Text(instances, " FOR NO KEY UPDATE")
+AS_SEEN = Text(instances, *_SEEN)
 INSTANCE_IDLE = Text(instances, '("instance"."state" = $', "('' <> $")
 INSTANCE_IN_REGION = Schema("ALTER TABLE instance DROP CONSTRAINT instance_account")
 REQUEST_ONCE = Schema("ALTER TABLE request_log DROP CONSTRAINT request_log_pkey")
@@ -334,8 +338,8 @@ def _statements(module: ModuleType) -> Iterator[Statement]:
     for value in vars(module).values():
         if isinstance(value, Statement):
             yield value
-        elif isinstance(value, Beginning | Ending):
-            yield from vars(value).values()
+        elif isinstance(value, Basis | Beginning | Ending):
+            yield from (each for each in vars(value).values() if isinstance(each, Statement))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pytest
@@ -513,7 +514,7 @@ def test_a_list_is_of_one_moment(world: World, shelf: Shelf) -> None:
             for image_id in sorted((taken, given)):
                 await images.lock(connection, image_id)
             await shares.remove(connection, taken, [recipient.account_id])
-            await requests.end(connection, None, b"", shares.adding(given, [recipient.account_id]))
+            await requests.end(connection, None, b"", shares.adding(given, [recipient.account_id], datetime.now(UTC)))
 
     async def go_on_swapping() -> None:
         for taken, given in itertools.cycle([(one, other), (other, one)]):

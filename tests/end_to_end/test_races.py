@@ -18,6 +18,7 @@ import grpc
 import pytest
 from tests.end_to_end import races
 from tests.end_to_end.races import (
+    AS_SEEN,
     DEADLY_IMAGE_LOCK,
     IMAGE_KEPT,
     IMAGE_LIVES,
@@ -33,9 +34,9 @@ from tests.end_to_end.races import (
     REGION_LOCK,
     REQUEST_ONCE,
     SHARE_CHECK,
-    SHARE_CONDITION,
     SHARE_IN_REGION,
     SHARE_ONCE,
+    SHARED_AS_SEEN,
     SHARED_LIVES,
     Call,
     Creators,
@@ -137,8 +138,8 @@ def obsolete() -> Deprecation:
     return Deprecation(state=Deprecation.STATE_OBSOLETE)
 
 
-# Only the lock of the image keeps it as the launch saw it.
-@duel(requests, "end", IMAGE_KEPT)
+# Only that the write demands the image as the launch saw it.
+@duel(requests, "end", AS_SEEN, first="IMAGE_NOT_FOUND")
 def a_launch_and_an_unshare(servers: Servers) -> tuple[Call, Call]:
     owner, recipient, shared = shared_image(servers)
     return (
@@ -148,7 +149,7 @@ def a_launch_and_an_unshare(servers: Servers) -> tuple[Call, Call]:
 
 
 # As above: the foreign key knows nothing of states.
-@duel(requests, "end", IMAGE_KEPT)
+@duel(requests, "end", AS_SEEN, first="IMAGE_NOT_FOUND")
 def a_launch_and_a_delete(servers: Servers) -> tuple[Call, Call]:
     one, other = servers.clients()
     own = image(one, "own")
@@ -156,7 +157,7 @@ def a_launch_and_a_delete(servers: Servers) -> tuple[Call, Call]:
 
 
 # As above.
-@duel(requests, "end", IMAGE_KEPT)
+@duel(requests, "end", AS_SEEN, first="IMAGE_OBSOLETE")
 def a_launch_and_a_retirement(servers: Servers) -> tuple[Call, Call]:
     one, other = servers.clients()
     own = image(one, "own")
@@ -166,7 +167,7 @@ def a_launch_and_a_retirement(servers: Servers) -> tuple[Call, Call]:
     )
 
 
-# As above.
+# Only the lock of the image keeps it as the call saw it.
 @duel(requests, "end", IMAGE_KEPT)
 def a_reinstallation_and_an_unshare(servers: Servers) -> tuple[Call, Call]:
     owner, recipient, shared = shared_image(servers)
@@ -204,8 +205,8 @@ def a_delete_and_a_share(servers: Servers) -> tuple[Call, Call]:
     )
 
 
-# As above.
-@duel(requests, "end", IMAGE_LOCK, SHARED_LIVES, second="IMAGE_SHARED")
+# That the write demands the image as the share saw it, and that constraint.
+@duel(requests, "end", SHARED_AS_SEEN, SHARED_LIVES, first="IMAGE_NOT_FOUND")
 def a_share_and_a_delete(servers: Servers) -> tuple[Call, Call]:
     one, other = servers.clients()
     own, recipient = image(one, "own"), servers.one.tenant()
@@ -360,15 +361,15 @@ def two_updates_of_an_account_with_one_etag(servers: Servers) -> tuple[Call, Cal
     return lambda: change(servers.one, "mine"), lambda: change(servers.other, "mine!")
 
 
-# The lock of the instance, and the state that the write demands.
-@duel(requests, "end", INSTANCE_LOCK, INSTANCE_IDLE, second="INSTANCE_BUSY")
+# That the write demands the instance as the stop saw it, and its state besides.
+@duel(requests, "end", AS_SEEN, INSTANCE_IDLE, first="INSTANCE_BUSY")
 def a_stop_and_a_reboot(servers: Servers) -> tuple[Call, Call]:
     one, other = servers.clients()
     instance_id = servers.one.launch(one).instance_id
     return lambda: one.stop_instance(instance_id=instance_id), lambda: other.reboot_instance(instance_id=instance_id)
 
 
-# As above.
+# The lock of the instance, and the state that the write demands.
 @duel(requests, "end", INSTANCE_LOCK, INSTANCE_IDLE, second="INSTANCE_BUSY")
 def an_image_and_a_delete_of_the_instance(servers: Servers) -> tuple[Call, Call]:
     one, other = servers.clients()
@@ -379,8 +380,8 @@ def an_image_and_a_delete_of_the_instance(servers: Servers) -> tuple[Call, Call]
     )
 
 
-# As above.
-@duel(requests, "end", INSTANCE_LOCK, INSTANCE_IDLE, second="INSTANCE_BUSY")
+# That the write demands the instance as the delete saw it, and its state besides.
+@duel(requests, "end", AS_SEEN, INSTANCE_IDLE, first="INSTANCE_BUSY")
 def a_delete_of_the_instance_and_an_image(servers: Servers) -> tuple[Call, Call]:
     one, other = servers.clients()
     instance_id = servers.one.launch(one).instance_id
@@ -408,10 +409,30 @@ def test_without_its_defences_a_call_acts_on_what_is_no_longer_so(doomed: Doomed
         assert meet(servers.one, duel.hold, *duel.prepare(servers)).blind
 
 
+def launch_while_it_is_taken_back(servers: Servers) -> races.Met:
+    """How an unshare that has not ended yet and a launch by the recipient meet."""
+    launching, unshare = a_launch_and_an_unshare(servers)
+    return meet(servers.one, (requests, "end"), unshare, launching)
+
+
+@pytest.mark.rule("INS-3")
+def test_a_launch_that_had_to_wait_for_an_unshare_is_refused(servers: Servers) -> None:
+    met = launch_while_it_is_taken_back(servers)
+    assert (reason(met.first), reason(met.second)) == ("", "IMAGE_NOT_FOUND")
+    assert not met.overtaken
+
+
+# Only that the write demands the image as the launch saw it: the lock alone keeps what has changed already.
+def test_without_its_defence_a_launch_succeeds_that_had_to_wait_for_an_unshare(doomed: Doomed) -> None:
+    with doomed.without(AS_SEEN) as servers:
+        met = launch_while_it_is_taken_back(servers)
+    assert (reason(met.first), reason(met.second), met.overtaken) == ("", "", False)
+
+
 # --- many calls at once
 
 PLACE_DEFENCES = (PLACE_LOCK, PLACE_CONDITION, PLACE_CHECK)
-SHARE_DEFENCES = (IMAGE_LOCK, SHARE_CONDITION, SHARE_CHECK)
+SHARE_DEFENCES = (SHARED_AS_SEEN, SHARE_CHECK)
 
 
 each_way = pytest.mark.parametrize("make", [create_calls, import_calls, copy_calls, mixed_calls])
@@ -542,7 +563,7 @@ def test_100_sharers_share_with_no_more_than_50_accounts(servers: Servers, alrea
     assert unsound(servers.one.sql) == []
 
 
-# The lock of the image, the condition of the write, and the bounds of the counter.
+# That the write demands the image as the share saw it, and the bounds of the counter.
 def test_without_its_defences_the_share_limit_is_exceeded(doomed: Doomed) -> None:
     with doomed.without(*SHARE_DEFENCES) as servers:
         shared = to_be_shared(servers, 49, accounts_of(servers, 2))
@@ -551,7 +572,7 @@ def test_without_its_defences_the_share_limit_is_exceeded(doomed: Doomed) -> Non
     assert shared.recipients(servers) == 51
 
 
-@pytest.mark.parametrize("kept", SHARE_DEFENCES, ids=("lock", "condition", "check"))
+@pytest.mark.parametrize("kept", SHARE_DEFENCES, ids=("as seen", "check"))
 def test_each_defence_of_the_share_limit_holds_it_alone(doomed: Doomed, kept: Defence) -> None:
     with doomed.without(*(each for each in SHARE_DEFENCES if each != kept)) as servers:
         shared = to_be_shared(servers, 49, accounts_of(servers, 16))
@@ -572,9 +593,9 @@ def test_an_image_shared_with_one_account_100_times_at_once_is_taken_back_by_one
     assert unsound(servers.one.sql) == []
 
 
-# The lock of the image, and the key of its shares.
+# That the write demands the image as the share saw it, and the key of its shares.
 def test_without_its_defences_an_image_is_shared_with_one_account_more_than_once(doomed: Doomed) -> None:
-    with doomed.without(IMAGE_LOCK, SHARE_ONCE) as servers:
+    with doomed.without(SHARED_AS_SEEN, SHARE_ONCE) as servers:
         shared = to_be_shared(servers, 0, [servers.one.tenant().account_id] * 2)
         with gathered(requests, "end"):
             at_once(shared.calls)
@@ -766,7 +787,9 @@ def test_whatever_many_do_with_a_few_things_nothing_breaks_and_the_counters_stay
 # A shared lock of the image that is then written: each waits for the other to give its own up.
 def test_a_deadlock_would_be_seen(doomed: Doomed) -> None:
     with doomed.without(DEADLY_IMAGE_LOCK) as servers:
-        shared = to_be_shared(servers, 0, accounts_of(servers, 2))
-        with races.conflicts() as conflicts, gathered(requests, "end"):
-            at_once(shared.calls)
+        shared, account_ids = to_be_shared(servers, 0, []), accounts_of(servers, 2)
+        shared.owner.share_image(image_id=shared.image_id, account_ids=account_ids)
+        unshare = partial(shared.owner.unshare_image, image_id=shared.image_id)
+        with races.conflicts() as conflicts, gathered(shares, "remove"):
+            at_once([partial(unshare, account_ids=[each]) for each in account_ids])
     assert "DeadlockDetectedError" in conflicts

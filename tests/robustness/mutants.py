@@ -73,8 +73,8 @@ def statements() -> dict[str, list[Statement]]:
 def _statements(value: object) -> Iterator[Statement]:
     if isinstance(value, Statement):
         yield value
-    elif isinstance(value, requests.Beginning | requests.Ending):
-        yield from vars(value).values()
+    elif isinstance(value, requests.Basis | requests.Beginning | requests.Ending):
+        yield from (each for each in vars(value).values() if isinstance(each, Statement))
 
 
 def locks() -> list[str]:
@@ -209,18 +209,6 @@ def _early(cancel: Any) -> Any:
     return freeing
 
 
-def _locking(end: Any) -> Any:
-    """Locks the image of a launch when everything is decided, and right before the instances are written."""
-
-    async def ended(connection: Connection, key: Any, answer: bytes, last: requests.Write | None = None) -> None:
-        if last and "instance_ids" in last.arguments:
-            await _pause(0.5)
-            await images.lock(connection, last.arguments["image_id"], shared=True)
-        await end(connection, key, answer, last)
-
-    return ended
-
-
 def _silent(extend: Any) -> Any:
     """Workers never extend a lease, so that others take over what they are still doing."""
 
@@ -251,10 +239,20 @@ _LOCK_HELD_BY = {
     "accounts._LOCK_PLACE": "the condition of the counter, its bounds, and the unique index of names",
     "accounts.CHANGING_PLACE": "the condition of the counter, its bounds, and the unique index of names",
     "accounts._LOCK_REGIONS": "the foreign key of shares",
+    "images.LAUNCHED": "that the write demands the image as it was seen",
+    "images.SHARED": "that the write demands the image as it was seen",
     "images._KEEP": "the version of what is kept",
+    "instances._LAUNCHING": "the short time that its one statement takes",
     "instances._LOCK": "the state that the write demands",
+    "instances.MOVED": "that the write demands the instance as it was seen",
+    "instances._MOVING": "the lock that the update takes, and the state that it demands",
     "operations._CLAIM": "the epoch",
+    "shares._ADDING": "the lock that the update of the counter takes, and its bounds",
 }
+
+_AS_SEEN = r"\(xmin = CAST\((\$\d+) AS xid\)\)"
+_SLEEP = "(SELECT pg_sleep(random() * 0.2)) IS NOT NULL"
+_WRITES_HELD_BY = {"instances._LAUNCHING": "", "instances._MOVING": "", "shares._ADDING": ""}
 
 MUTANTS: dict[str, Mutant] = {
     "none": Mutant("Lacks nothing; its windows are as wide as the others'.", held_by="everything"),
@@ -290,9 +288,17 @@ MUTANTS: dict[str, Mutant] = {
         "Lists without the share predicate.", [replaced(images, name, _everything) for name in _LISTS]
     ),
     "list in two": Mutant("Lists in two statements.", [replaced(images, name, _in_two) for name in _LISTS]),
-    "launch locked late": Mutant(
-        "Reads the permission to launch before the lock.",
-        [unlocked(r"images\.RELYING"), replaced(requests, "end", _locking)],
+    **{
+        f"{name} of anything": Mutant(
+            f"Writes by {name} whatever has become of what it relies on.",
+            [rewritten(re.escape(name), _AS_SEEN, r"(\1::xid IS NOT NULL)")],
+            held_by=held_by,
+        )
+        for name, held_by in _WRITES_HELD_BY.items()
+    },
+    "launch unlocked, slow": Mutant(
+        "Lets an image change while instances of it are written.",
+        [rewritten(r"instances\._LAUNCHING", rf"{_AS_SEEN}\) FOR SHARE", rf"(xmin = \1::xid) AND {_SLEEP})")],
     ),
     "delete of anything": Mutant(
         "Deletes without the rule that the image is not busy.",

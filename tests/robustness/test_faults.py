@@ -207,9 +207,14 @@ def test_whatever_networks_do_nothing_acknowledged_is_lost_and_nothing_stays_hal
         assert_whole(wired, traffic)
 
 
-def test_a_commit_whose_answer_was_lost_is_done_once(wired: Wired, traffic: Traffic) -> None:
+#: What commits: a transaction's last statement, and the write of a mutation of one, which brings its answer with it.
+COMMITS = {"a transaction": b"COMMIT", "one write": b"/cunho.v1.OperationMetadata"}
+
+
+@pytest.mark.parametrize("commit", COMMITS)
+def test_a_commit_whose_answer_was_lost_is_done_once(wired: Wired, traffic: Traffic, commit: str) -> None:
     lost = wired.far.lost + scaled(10, 500)
-    with traffic.running(), wired.far.losing_answers(b"COMMIT"):
+    with traffic.running(), wired.far.losing_answers(COMMITS[commit]):
         until(lambda: wired.far.lost >= lost, 300)
     assert_whole(wired, traffic)
 
@@ -221,7 +226,7 @@ def test_who_repeats_such_a_call_without_its_request_id_does_it_twice(wired: Wir
     place = {"region_id": GUANGZHOU, "zone_id": ZONES[GUANGZHOU], "instance_type": "S5.MEDIUM4", "image_id": image_id}
 
     def launched(client: Client, name: str, *request_ids: str) -> int:
-        with wired.far.losing_answers(b"COMMIT"), pytest.raises(Refused):
+        with wired.far.losing_answers(COMMITS["one write"]), pytest.raises(Refused):
             client.create_instance(name=name, request_id=request_ids[0], **place)
         client.create_instance(name=name, request_id=request_ids[-1], **place).result(20)
         return len(wired.sql("SELECT FROM instance WHERE account_id = $1 AND name = $2", account_id, name))

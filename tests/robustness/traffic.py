@@ -332,7 +332,7 @@ class _Client:
 
     def deprecate_image(self) -> Any:
         if image_id := self._image_id(own=0.9):
-            state = self._chance.choice(("CURRENT", "CURRENT", "DEPRECATED", "OBSOLETE"))
+            state = self._chance.choice(("CURRENT", "DEPRECATED", "OBSOLETE"))
             return "DeprecateImage", {"image_id": image_id, "state": state, "etag": self._etag(image_id)}
         return None
 
@@ -428,7 +428,7 @@ class _Client:
 
     def share_limit(self) -> Any:
         if image_id := self._image_id(own=0):
-            limit = self._chance.choice((1, 2, 50))
+            limit = self._chance.choice((1, 1, 2, 50))
             return "SetQuotaLimit of shares", {"image_id": image_id, "limit": limit}
         return None
 
@@ -438,8 +438,8 @@ _CHOICES: Mapping[Callable[[_Client], Any], int] = {
     _Client.import_image: 9,
     _Client.create_image: 4,
     _Client.copy_image: 6,
-    _Client.update_image: 6,
-    _Client.deprecate_image: 4,
+    _Client.update_image: 9,
+    _Client.deprecate_image: 5,
     _Client.delete_image: 9,
     _Client.share_image: 12,
     _Client.set_image_shares: 4,
@@ -460,7 +460,7 @@ _CHOICES: Mapping[Callable[[_Client], Any], int] = {
 }
 _OPERATOR_CHOICES: Mapping[Callable[[_Client], Any], int] = {
     _Client.image_limit: 1,
-    _Client.share_limit: 3,
+    _Client.share_limit: 6,
     _Client.update_account: 4,
     _Client.get_account: 1,
 }

@@ -160,7 +160,9 @@ def test_no_model_is_bound_to_a_database() -> None:
 
 # --- the order of locks
 
-ORDER = ("request_log", "account", "account_region", "image", "image_share", "instance", "operation")
+#: A mutation of one write claims its request last, and no other mutation claims that.
+CLAIMED_LAST = "request_log, by one write"
+ORDER = ("request_log", "account", "account_region", "image", "image_share", "instance", "operation", CLAIMED_LAST)
 #: The arguments that tell rows apart.
 KEYS = {
     "request_log": ("account_id", "method", "request_id"),
@@ -181,6 +183,7 @@ OTHERWISE = {
 LOCKING = re.compile(
     r'\bUPDATE "(\w+)" SET|\bDELETE FROM "(\w+)"|\bINSERT INTO "(request_log)"'
     r'|\bFROM "(\w+)" AS "t1".* FOR [A-Z ]+\)*$'
+    r'|^WITH "\w+" AS \(SELECT 1 FROM "(\w+)" AS "t1" WHERE [^\']* FOR [A-Z ]+\)'
 )
 
 
@@ -207,19 +210,24 @@ class Recorder:
             self.transactions.append(self._open.pop(connection))
 
     def statement(self, connection: Connection, statement: Statement, arguments: dict[str, Any]) -> None:
-        """Notes what the statement locks."""
-        if connection not in self._open:
+        """Notes what the statement locks. The write of a mutation of one is a transaction by itself."""
+        if connection in self._open:
+            self._open[connection] += self._locks(statement.text, arguments)
+        elif "version" in arguments:
+            self.transactions.append([*self._locks(statement.text, arguments)])
+        else:
             self.outside += re.findall(".* FOR [A-Z ]+$", statement.text)
-            return
-        for match in LOCKING.finditer(statement.text):
+
+    def _locks(self, text: str, arguments: dict[str, Any]) -> Iterator[Lock]:
+        for match in LOCKING.finditer(text):
             (table,) = filter(None, match.groups())
+            rank = ORDER.index(CLAIMED_LAST if table == "request_log" and '"unchanged"' in text else table)
             *scope, last = (
                 name if (name := OTHERWISE.get((table, key), key)) in arguments else key for key in KEYS[table]
             )
             ids = [arguments[last]] if last in arguments else sorted(arguments[f"{last}s"])
             for each in ids:
-                lock = Lock(ORDER.index(table), (*(arguments[name] for name in scope), each))
-                self._open[connection].append(lock)
+                yield Lock(rank, (*(arguments[name] for name in scope), each))
 
     @property
     def out_of_order(self) -> list[str]:
@@ -232,7 +240,9 @@ class Recorder:
     @property
     def methods(self) -> set[str]:
         """The methods whose transactions were seen."""
-        return {lock.key[1] for locks in self.transactions for lock in locks if ORDER[lock.rank] == "request_log"}
+        return {
+            lock.key[1] for locks in self.transactions for lock in locks if ORDER[lock.rank].startswith("request_log")
+        }
 
 
 @contextmanager

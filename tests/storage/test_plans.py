@@ -8,6 +8,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
 import asyncpg
@@ -260,7 +261,19 @@ class Priced(NamedTuple):
 IMAGE, OF_OWNER, COPYING = "img-00005006", "img-00000542", "img-00001004"
 PUBLIC, PUBLIC_NAME = "img-00000375", "image 000375"
 INSTANCE, STOPPING, PENDING = "ins-00005003", "ins-00000998", "op-00000998"
-REQUEST = requests.Key(ORDINARY, "CreateInstance", "5001")
+REQUEST = requests.Request(ORDINARY, "CreateInstance", "5001")
+NEW_REQUEST = REQUEST._replace(request_id="new")
+NOW = datetime.now(UTC)
+SHARED_BY_OWNER: dict[str, Any] = {"account_id": OWNER, "account_ids": [RECIPIENT, ORDINARY]}
+#: What mutations of one write are about.
+ABOUT: dict[str, Any] = {
+    "image_id": IMAGE,
+    "instance_id": INSTANCE,
+    "account_id": ORDINARY,
+    "account_ids": [],
+    "region_id": GUANGZHOU,
+    "instance_type": "S5.MEDIUM4",
+}
 
 
 async def stored_image(connection: Connection, image_id: str = IMAGE) -> StoredImage:
@@ -288,18 +301,33 @@ async def republish_image(c: Connection) -> None:
 
 
 async def end(c: Connection, write: requests.Write | None) -> None:
-    """Ends a mutation with the write, whether its request has an id or not."""
-    for key in (None, REQUEST):
+    """Ends a transaction with the write, whether its request has an id or not."""
+    for request in (None, REQUEST):
         await c.script("SAVEPOINT before")
-        await requests.end(c, key, b"", write)
+        await requests.end(c, request, b"", write)
         await c.script("ROLLBACK TO before")
+
+
+async def end_one_write(c: Connection, look: requests.Look, write: requests.Write | None, **arguments: Any) -> None:
+    """Ends a mutation of one write, whether its request has an id or not, and a transaction."""
+    await end(c, write)
+    for request in (None, NEW_REQUEST):
+        seen = await see(c, look, **arguments)
+        await c.script("SAVEPOINT before")
+        await requests.end(c, request, b"", write, seen)
+        await c.script("ROLLBACK TO before")
+
+
+async def see(c: Connection, look: requests.Look, *, locked: bool = False, **arguments: Any) -> requests.Seen:
+    """What a mutation of one write looks at."""
+    return await requests.look(c, look, NEW_REQUEST, locked=locked, **ABOUT | arguments)
 
 
 async def launch_instances(c: Connection) -> None:
     new = {"description": "", "zone_id": ZONES[GUANGZHOU], "instance_type": "S5.MEDIUM4", "labels": {}}
     ids = {"instance_ids": ["ins-new-1", "ins-new-2"], "names": ["", ""], "image_id": PUBLIC, "operation_id": "op-new"}
     launching = instances.launching(**new, **ids, account_id=ORDINARY, kind="PUBLIC", trust="PROVIDER")  # type: ignore[arg-type]
-    await end(c, operations.adding(await new_operation(c), launching))
+    await end_one_write(c, facts_of.LAUNCH, operations.adding(await new_operation(c), launching), image_id=PUBLIC)
 
 
 async def update_instance(c: Connection) -> None:
@@ -308,7 +336,11 @@ async def update_instance(c: Connection) -> None:
 
 async def move_instance(c: Connection) -> None:
     moving = instances.moving(await stored_instance(c), "STOPPING", "op-new")
-    await end(c, operations.adding(await new_operation(c), moving))
+    await end_one_write(c, facts_of.MOVE, operations.adding(await new_operation(c), moving))
+
+
+async def share_image(c: Connection) -> None:
+    await end_one_write(c, facts_of.SHARE, shares.adding(IMAGE, ["acc-00777", "acc-00778"], NOW))
 
 
 async def add_operation(c: Connection) -> None:
@@ -321,8 +353,8 @@ async def new_operation(c: Connection) -> Operation:
 
 async def begin(c: Connection, beginning: requests.Beginning, **arguments: Any) -> None:
     await requests.begin(c, beginning, None, **arguments)
-    await requests.begin(c, beginning, REQUEST._replace(request_id="new"), b"", **arguments)
-    await requests.begin(c, beginning, REQUEST, b"", **arguments)
+    await requests.begin(c, beginning, NEW_REQUEST, **arguments)
+    await requests.begin(c, beginning, REQUEST, **arguments)
 
 
 async def extend_operation(c: Connection) -> None:
@@ -379,7 +411,7 @@ PRICED = [
     Priced(
         "shares.recipients", lambda c: shares.recipients(c, IMAGE, [f"acc-{n:05}" for n in range(50)]), rows=2 * FEW
     ),
-    Priced("shares.adding", lambda c: end(c, shares.adding(IMAGE, ["acc-00777", "acc-00778"]))),
+    Priced("shares.adding", share_image),
     Priced("shares.remove", lambda c: shares.remove(c, OF_OWNER, [RECIPIENT])),
     Priced("shares.set_limit", lambda c: shares.set_limit(c, IMAGE, 60)),
     Priced("instances.get", lambda c: instances.get(c, INSTANCE)),
@@ -427,7 +459,6 @@ PRICED = [
     Priced("regions.put_types", lambda c: regions.put_types(c, [InstanceType("X1", "ARM64", 1, 1 << 30, 1 << 30)])),
     Priced("requests.begin", lambda c: begin(c, WITHOUT_LOCK)),
     Priced("images.CHANGING", lambda c: begin(c, images.CHANGING, image_id=IMAGE)),
-    Priced("images.RELYING", lambda c: begin(c, images.RELYING, image_id=IMAGE)),
     Priced("instances.CHANGING", lambda c: begin(c, instances.CHANGING, instance_id="ins-00000005")),
     Priced(
         "accounts.CHANGING_PLACE",
@@ -436,19 +467,17 @@ PRICED = [
     Priced("requests.end", lambda c: requests.end(c, REQUEST, b"")),
     Priced("requests.forget", requests.forget),
     Priced("secrets.shared", lambda c: secrets.shared(c, "page_tokens")),
-    Priced(
-        "facts_of.launch",
-        lambda c: facts_of.launch(
-            c, image_id=OF_OWNER, account_id=RECIPIENT, region_id=GUANGZHOU, instance_type="S5.MEDIUM4"
-        ),
-    ),
+    Priced("facts_of.LAUNCH", lambda c: see(c, facts_of.LAUNCH, locked=True, image_id=OF_OWNER, account_id=RECIPIENT)),
+    Priced("facts_of.MOVE", lambda c: see(c, facts_of.MOVE, locked=True)),
+    Priced("facts_of.SHARE", lambda c: see(c, facts_of.SHARE, locked=True, image_id=OF_OWNER, **SHARED_BY_OWNER)),
+    Priced("requests.end of nothing, one write", lambda c: end_one_write(c, facts_of.SHARE, None)),
     Priced(
         "facts_of.creation",
         lambda c: facts_of.creation(
             c, account_id=TOMBSTONES, region_id=GUANGZHOU, name="new", instance_id="ins-00000005"
         ),
     ),
-    Priced("facts_of.share", lambda c: facts_of.share(c, OF_OWNER, OWNER, [RECIPIENT, ORDINARY])),
+    Priced("facts_of.sharing", lambda c: facts_of.sharing(c, image_id=OF_OWNER, **SHARED_BY_OWNER)),
     Priced("facts_of.shares_of", lambda c: facts_of.shares_of(c, OF_OWNER, OWNER, after="", limit=51)),
 ]
 
@@ -471,8 +500,9 @@ async def test_every_statement_is_priced_here(large: Large) -> None:
         f"{module.__name__}.{name} {kind}": statement.text
         for module in MODULES
         for name, value in vars(module).items()
-        if isinstance(value, requests.Beginning | requests.Ending)
+        if isinstance(value, requests.Basis | requests.Beginning | requests.Ending | requests.Look)
         for kind, statement in vars(value).items()
+        if isinstance(statement, Statement)
     }
     assert {name for name, text in stated.items() if text not in executed} == set()
 
@@ -670,16 +700,20 @@ READS = [
 
 #: With what claims the request id and keeps the answer.
 MUTATIONS = [
-    Counted("CreateInstance", 3, launch),
-    Counted("ShareImage", 3, lambda t: t.tenant.share_image(image_id=t.image, account_ids=[t.recipient.account_id])),
     Counted("UnshareImage", 6, lambda t: t.tenant.unshare_image(image_id=t.shared, account_ids=["acc-none"])),
     Counted("LeaveImageShare", 5, lambda t: t.recipient.leave_image_share(image_id=t.left)),
     Counted("CreateImage", 6, create_image),
     Counted("CopyImage", 11, copy_image),
     Counted("UpdateImage", 6, rename),
     Counted("DeleteImage", 10, lambda t: t.tenant.delete_image(image_id=t.deleted)),
-    Counted("StopInstance", 3, lambda t: t.tenant.stop_instance(instance_id=t.stopped)),
-    Counted("DeleteInstance", 3, lambda t: t.tenant.delete_instance(instance_id=t.unwanted)),
+]
+
+#: A look and a write, which are their own transactions.
+OF_ONE_WRITE = [
+    Counted("CreateInstance", 2, launch),
+    Counted("ShareImage", 2, lambda t: t.tenant.share_image(image_id=t.image, account_ids=[t.recipient.account_id])),
+    Counted("StopInstance", 2, lambda t: t.tenant.stop_instance(instance_id=t.stopped)),
+    Counted("DeleteInstance", 2, lambda t: t.tenant.delete_instance(instance_id=t.unwanted)),
 ]
 
 
@@ -728,3 +762,9 @@ def test_a_mutation_takes_so_many_statements(things: Things, executed: list[str]
     counted.call(things)
     begin, *statements, end = executed
     assert (begin, len(statements), end) == ("BEGIN", counted.statements, "COMMIT"), executed
+
+
+@pytest.mark.parametrize("counted", OF_ONE_WRITE, ids=lambda counted: counted.rpc)
+def test_a_mutation_of_one_write_takes_no_transaction(things: Things, executed: list[str], counted: Counted) -> None:
+    counted.call(things)
+    assert len(executed) == counted.statements, executed
