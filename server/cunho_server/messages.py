@@ -1,7 +1,7 @@
 """Stored values as messages, and parts of requests as values. No rule beyond asking the rules what a caller may see."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from google.longrunning import operations_pb2
@@ -68,13 +68,15 @@ STEP_STATE = EnumNames(pb.OperationMetadata.Step.State, "STATE_")
 OUTCOME = EnumNames(pb.RuleOutcome.Outcome, "OUTCOME_")
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def timestamp(time: datetime | None) -> Timestamp | None:
     """The time as a message; None stays None."""
     if time is None:
         return None
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
+    since = time - _EPOCH  # Timestamp.FromDatetime takes six times as long
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
 
 
 def money(currency: str, nanos: int) -> money_pb2.Money:
