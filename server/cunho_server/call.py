@@ -3,12 +3,14 @@
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 from google.longrunning import operations_pb2
 from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from cunho.v1 import OperationMetadata
@@ -114,11 +116,30 @@ def _targets(message: Message | None) -> dict[str, Any]:
         message.metadata.Unpack(metadata)
         return {"operation": message.name, "target_ids": [*metadata.target_ids][:_TARGETS_SHOWN]}
     found: dict[str, Any] = {}
-    for described, value in message.ListFields():
-        if described.message_type and not described.is_repeated:
-            found = _targets(value) | found
-        elif described.name == "name" and message.DESCRIPTOR.file.package == "google.longrunning":
-            found["operation"] = value
-        elif _TARGET.fullmatch(described.name) and described.name not in _NO_TARGETS:
-            found[described.name] = [*value][:_TARGETS_SHOWN] if described.is_repeated else value
-    return found
+    one, several, parts = _target_fields(message.DESCRIPTOR)
+    for part in parts:
+        if message.HasField(part):
+            found |= _targets(getattr(message, part))
+    found |= {name: value for field, name in one if (value := getattr(message, field))}
+    return found | {field: [*value][:_TARGETS_SHOWN] for field in several if (value := getattr(message, field))}
+
+
+class _TargetFields(NamedTuple):
+    """Where messages of a type have targets."""
+
+    #: Fields with one, and what it is told as.
+    one: Sequence[tuple[str, str]]
+    several: Sequence[str]
+    #: Fields with messages that may have some.
+    parts: Sequence[str]
+
+
+@cache
+def _target_fields(described: Descriptor) -> _TargetFields:
+    targets = [each for each in described.fields if _TARGET.fullmatch(each.name) and each.name not in _NO_TARGETS]
+    one = [(each.name, each.name) for each in targets if not each.is_repeated]
+    if described.file.package == "google.longrunning" and "name" in described.fields_by_name:
+        one.append(("name", "operation"))
+    messages = [each for each in described.fields if each.message_type and not each.is_repeated]
+    parts = [each.name for each in messages if any(_target_fields(each.message_type))]
+    return _TargetFields(one, [each.name for each in targets if each.is_repeated], parts)

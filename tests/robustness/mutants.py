@@ -143,7 +143,7 @@ def _talkative() -> None:
             super().__init__(why)
             print(f"{HELD}{why}", file=sys.stderr, flush=True)
 
-    for module in (database, images, making, instances_of_server, images_of_server):
+    for module in (database, images, making, requests, instances_of_server, images_of_server):
         vars(module)["Conflict"] = Told
 
 
@@ -245,14 +245,11 @@ _LOCK_HELD_BY = {
     "instances._LAUNCHING": "the short time that its one statement takes",
     "instances._LOCK": "the state that the write demands",
     "instances.MOVED": "that the write demands the instance as it was seen",
-    "instances._MOVING": "the lock that the update takes, and the state that it demands",
     "operations._CLAIM": "the epoch",
-    "shares._ADDING": "the lock that the update of the counter takes, and its bounds",
 }
 
 _AS_SEEN = r"\(xmin = CAST\((\$\d+) AS xid\)\)"
-_SLEEP = "(SELECT pg_sleep(random() * 0.2)) IS NOT NULL"
-_WRITES_HELD_BY = {"instances._LAUNCHING": "", "instances._MOVING": "", "shares._ADDING": ""}
+_SLEEP = "(SELECT pg_sleep(random() * 0.5)) IS NOT NULL"
 
 MUTANTS: dict[str, Mutant] = {
     "none": Mutant("Lacks nothing; its windows are as wide as the others'.", held_by="everything"),
@@ -292,9 +289,8 @@ MUTANTS: dict[str, Mutant] = {
         f"{name} of anything": Mutant(
             f"Writes by {name} whatever has become of what it relies on.",
             [rewritten(re.escape(name), _AS_SEEN, r"(\1::xid IS NOT NULL)")],
-            held_by=held_by,
         )
-        for name, held_by in _WRITES_HELD_BY.items()
+        for name in ("instances._LAUNCHING", "instances._MOVING", "shares._ADDING")
     },
     "launch unlocked, slow": Mutant(
         "Lets an image change while instances of it are written.",
