@@ -14,6 +14,7 @@ from cunho_rules.model import (
     Image,
     ImageState,
     InstanceType,
+    JudgedImage,
     Kind,
     Recipient,
     Role,
@@ -26,7 +27,7 @@ from cunho_rules.refusals import Reason, Refusal
 # --- what an image is to a caller
 
 
-def kind(caller: Caller, image: Image | ShownImage) -> Kind | None:
+def kind(caller: Caller, image: Image | JudgedImage | ShownImage) -> Kind | None:
     """What the image is to the caller; None if the caller does not see it. Source: SEL-2, CUS-2."""
     if image.owner_account_id is None:
         return Kind.PUBLIC
@@ -43,7 +44,7 @@ def trust(kind: Kind) -> Trust:
 _TRUST = {Kind.PUBLIC: Trust.PROVIDER, Kind.CUSTOM: Trust.OWN, Kind.SHARED: Trust.UNVERIFIED}
 
 
-def fits(image: Image, instance_type: InstanceType) -> tuple[str, str, str] | None:
+def fits(image: Image | JudgedImage, instance_type: InstanceType) -> tuple[str, str, str] | None:
     """None if instances of the type can run the image, else what does not fit, what is needed, what is given.
 
     Source: INS-2.
@@ -347,7 +348,7 @@ def small_enough(facts: Facts) -> Refusal | None:
     return None
 
 
-def _image(facts: Facts) -> Image:
+def _image(facts: Facts) -> Image | JudgedImage:
     assert facts.image is not None, "visibility is checked first"
     return facts.image
 

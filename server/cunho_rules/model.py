@@ -192,6 +192,31 @@ class Image(NamedTuple):
     shared_with_caller: bool
 
 
+class JudgedImage(NamedTuple):
+    """An image as the rules judge it, who look at nothing else, and as its kept message shows it."""
+
+    image_id: str
+    region_id: str
+    owner_account_id: str | None
+    state: str
+    architecture: str
+    min_disk_bytes: int
+    min_memory_bytes: int
+    deprecation_state: str
+    replacement_image_id: str
+    version: int
+    share_count: int
+    share_limit: int
+    # As in ShownImage:
+    message: bytes | None
+    os_family: str
+    jurisdiction: str
+    currency: str
+    image_storage_nanos: int
+    windows_license_nanos: int
+    shared_with_caller: bool
+
+
 class ShownImage(NamedTuple):
     """An image as reads show it: its message as it is kept, and the values that the rest of the message comes from."""
 
@@ -339,7 +364,7 @@ class Facts(NamedTuple):
     #: That account as stored; None if it is not registered.
     account: Account | None = None
     image_id: str = ""
-    image: Image | None = None
+    image: Image | JudgedImage | None = None
     #: The image where it is only shown.
     shown_image: ShownImage | None = None
     instance_id: str = ""

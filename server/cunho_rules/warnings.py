@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from cunho_rules.model import DeprecationState, Image, Kind
+from cunho_rules.model import DeprecationState, Image, JudgedImage, Kind
 
 
 class Warning(NamedTuple):
@@ -13,7 +13,7 @@ class Warning(NamedTuple):
     metadata: dict[str, str]
 
 
-def of_launch(image: Image, kind: Kind) -> list[Warning]:
+def of_launch(image: Image | JudgedImage, kind: Kind) -> list[Warning]:
     """The notices on launching from an image that is of that kind to the caller. Source: SHR-7, PUB-4."""
     warnings = []
     if kind is Kind.SHARED:

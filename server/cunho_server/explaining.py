@@ -18,7 +18,7 @@ async def image_action(
 ) -> pb.Decision:
     """What every check of the action on an image says; `facts` has the image and the caller."""
     image, caller = facts.image, facts.caller
-    assert image is not None
+    assert isinstance(image, Image)
     action, facts = actions.IMAGE_ACTIONS[name], facts._replace(action=name)
     notices: list[warnings.Warning] = []
     if name in ("CreateInstance", "CopyImage", "ShareImage", "SetImageShares"):

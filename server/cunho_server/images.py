@@ -9,7 +9,7 @@ from google.longrunning.operations_pb2 import Operation
 from cunho import v1 as pb
 from cunho.v1 import image_service_pb2_grpc
 from cunho_rules import actions, shapes
-from cunho_rules.model import Caller, Facts, Image, ImageState, Upload, etag
+from cunho_rules.model import Caller, Facts, Image, ImageState, JudgedImage, Upload, etag
 from cunho_rules.refusals import Refusal
 from cunho_server import explaining, making, messages, shown, status
 from cunho_server.servicer import Mutation, Servicer, all_of, one_region
@@ -231,10 +231,10 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
         async with self.one_write(request, context, facts_of.SHARE, **named) as (mutation, seen):
             facts = _share_facts(mutation, "ShareImage", request, seen.facts)
             actions.SHARE_IMAGE.enforce(facts)
-            account_ids = _without_share(facts)
-            image, found = _shared(mutation, facts, _there(facts.image).share_count + len(account_ids))
-            answer = pb.ShareImageResponse(shares=found, image=image)
-            return await mutation.answer(answer, shares.adding(image.image_id, account_ids, mutation.time))
+            image = await _shared(mutation, facts, removed=0)
+            answer = pb.ShareImageResponse(shares=_shares(mutation, facts), image=image)
+            adding = shares.adding(request.image_id, _without_share(facts), mutation.time)
+            return await mutation.answer(answer, adding)
 
     async def UnshareImage(self, request: pb.UnshareImageRequest, context: Any) -> pb.UnshareImageResponse:
         async with self.mutation(request, context, images.CHANGING, image_id=request.image_id) as mutation:
@@ -258,9 +258,10 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             actions.SET_IMAGE_SHARES.enforce(facts)
             others = {*await shares.account_ids(mutation.connection, request.image_id)} - {*request.account_ids}
             await shares.remove(mutation.connection, request.image_id, sorted(others))
-            image, found = _shared(mutation, facts, len(request.account_ids))
-            answer = pb.SetImageSharesResponse(shares=found, image=image)
-            return await mutation.answer(answer, shares.adding(image.image_id, _without_share(facts), mutation.time))
+            image = await _shared(mutation, facts, removed=len(others))
+            answer = pb.SetImageSharesResponse(shares=_shares(mutation, facts), image=image)
+            adding = shares.adding(request.image_id, _without_share(facts), mutation.time)
+            return await mutation.answer(answer, adding)
 
     async def ListImageShares(self, request: pb.ListImageSharesRequest, context: Any) -> pb.ListImageSharesResponse:
         caller = context.caller
@@ -304,8 +305,8 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
 _UPDATABLE = ("name", "description", "family", "labels", "min_disk_bytes", "min_memory_bytes")
 
 
-def _there(image: Image | None) -> Image:
-    assert image is not None, "the rules refuse an image that is not there"
+def _there(image: Image | JudgedImage | None) -> Image:
+    assert isinstance(image, Image), "the rules refuse an image that is not there"
     return image
 
 
@@ -377,14 +378,20 @@ def _without_share(facts: Facts) -> list[str]:
     return sorted(recipient.account_id for recipient in facts.recipients or () if not recipient.shared)
 
 
-def _shared(mutation: Mutation, facts: Facts, share_count: int) -> tuple[pb.Image, list[pb.ImageShare]]:
-    """The image after the change, as the caller sees it, and its shares with the recipients, by account."""
-    image = _there(facts.image)._replace(share_count=share_count)
-    found = [
-        _share(image.image_id, Share(recipient.account_id, recipient.share_time or mutation.time))
+async def _shared(mutation: Mutation, facts: Facts, *, removed: int) -> pb.Image:
+    """The image with its recipients and without some others, as its owner sees it."""
+    image = facts.image
+    assert isinstance(image, JudgedImage)
+    share_count = image.share_count - removed + len(_without_share(facts))
+    return await shown.judged(mutation.connection, mutation.caller, image._replace(share_count=share_count))
+
+
+def _shares(mutation: Mutation, facts: Facts) -> list[pb.ImageShare]:
+    """The image's shares with the recipients, by account."""
+    return [
+        _share(facts.image_id, Share(recipient.account_id, recipient.share_time or mutation.time))
         for recipient in sorted(facts.recipients or ())
     ]
-    return messages.image(mutation.caller, image), found
 
 
 def _share(image_id: str, share: Share) -> pb.ImageShare:

@@ -215,7 +215,7 @@ def _copied(source: Image, *, copy_labels: bool) -> dict[str, Any]:
 
 
 def _source(facts: Facts) -> Image:
-    assert facts.image is not None
+    assert isinstance(facts.image, Image)
     return facts.image
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from cunho import v1 as pb
 from cunho_rules import actions
 from cunho_rules.images import kind
-from cunho_rules.model import Caller, Facts, Image, Kind, Role, ShownImage
+from cunho_rules.model import Caller, Facts, Image, JudgedImage, Kind, Role, ShownImage
 from cunho_rules.orders import Key
 from cunho_rules.refusals import Refusal
 from cunho_server import messages
@@ -50,6 +50,16 @@ async def image(connection: Connection, caller: Caller, image_id: str) -> bytes:
     return entry.message
 
 
+async def judged(connection: Connection, caller: Caller, image: JudgedImage) -> pb.Image:
+    """The image as an account sees it that has read no more of it. Raises Conflict if it is not as it was read any more."""
+    if message := message_of(caller, image):
+        return pb.Image.FromString(message)
+    whole = await images.get(connection, image.image_id, caller.account_id)
+    if whole is None or whole.version != image.version:
+        raise Conflict("image")
+    return messages.image(caller, whole._replace(share_count=image.share_count))
+
+
 async def page(connection: Connection, caller: Caller, asked: images.Asked) -> list[Entry]:
     """The images of a page, as the caller sees them; all of them are of one moment."""
     if caller.role is not Role.OPERATOR:
@@ -79,7 +89,7 @@ def list_response(shown: Iterable[bytes], next_page_token: str) -> bytes:
     return b"".join([part for message in shown for part in (_IMAGES, _varint(len(message)), message)]) + end
 
 
-def message_of(caller: Caller, image: ShownImage) -> bytes | None:
+def message_of(caller: Caller, image: JudgedImage | ShownImage) -> bytes | None:
     """The image's message for an account; None if none is kept of the image as it is now."""
     if image.message is None:
         return None

@@ -6,7 +6,7 @@ Nothing is locked here: what must stay as it is has been locked by an earlier st
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from cunho_rules.model import Account, Image, Instance, InstanceType, Place, Recipient, Region
+from cunho_rules.model import Account, Image, Instance, InstanceType, JudgedImage, Place, Recipient, Region
 from cunho_storage import accounts, images, instances, regions, shares
 from cunho_storage.database import Connection
 from cunho_storage.requests import Look, Seen
@@ -16,13 +16,13 @@ from cunho_storage.statements import Statement, every_row, first_row, together
 #: What `launch`, `move` and `share` make facts of.
 LAUNCH = Look(
     images.LAUNCHED,
-    first_row(images.ONE),
+    first_row(images.JUDGED),
     first_row(accounts.ONE),
     first_row(regions.ONE),
     first_row(regions.ONE_TYPE),
 )
 MOVE = Look(instances.MOVED, first_row(instances.ONE))
-_SHARING = (first_row(images.ONE), first_row(accounts.ONE), every_row(shares.RECIPIENTS))
+_SHARING = (first_row(images.JUDGED), first_row(accounts.ONE), every_row(shares.RECIPIENTS))
 SHARE = Look(images.SHARED, *_SHARING)
 _CREATION = Statement(
     together(
@@ -49,11 +49,11 @@ def _made(make: Callable[[Sequence[Any]], Value], row: Sequence[Any] | None) -> 
     return None if row is None else make(row)
 
 
-def launch(seen: Seen) -> tuple[Image | None, Account | None, Region | None, InstanceType | None]:
+def launch(seen: Seen) -> tuple[JudgedImage | None, Account | None, Region | None, InstanceType | None]:
     """What an instance is launched from, by whom, where and as what."""
     image, account, region, type_ = seen.facts
     return (
-        _made(Image._make, image),
+        _made(JudgedImage._make, image),
         _made(Account._make, account),
         _made(Region._make, region),
         _made(InstanceType._make, type_),
@@ -95,11 +95,11 @@ async def sharing(connection: Connection, **arguments: Any) -> Sequence[Any]:
 
 def share(
     facts: Sequence[Any], account_ids: Sequence[str]
-) -> tuple[Image | None, Account | None, tuple[Recipient, ...]]:
+) -> tuple[JudgedImage | None, Account | None, tuple[Recipient, ...]]:
     """What is shared, by whom, and with whom."""
     image, account, recipients = facts
     return (
-        _made(Image._make, image),
+        _made(JudgedImage._make, image),
         _made(Account._make, account),
         shares.as_recipients(account_ids, recipients),
     )

@@ -46,6 +46,25 @@ _SHOWN: tuple[Field, ...] = (
 )
 
 
+#: What the rules judge an image by, and what its message is shown with.
+_JUDGED: tuple[Field, ...] = (
+    ImageRow.image_id,
+    ImageRow.region_id,
+    ImageRow.owner_account_id,
+    ImageRow.state,
+    ImageRow.architecture,
+    ImageRow.min_disk_bytes,
+    ImageRow.min_memory_bytes,
+    ImageRow.deprecation_state,
+    ImageRow.replacement_image_id,
+    ImageRow.version,
+    ImageRow.share_count,
+    ImageRow.share_limit,
+    ImageRow.message,
+    ImageRow.os_family,
+)
+
+
 def _select(shared_with_caller: ColumnBase, columns: Sequence[Field] = IMAGE_COLUMNS) -> Select:
     return (
         ImageRow.select(*columns, *_OF_REGION, shared_with_caller.alias("shared_with_caller"))
@@ -59,6 +78,8 @@ def _select(shared_with_caller: ColumnBase, columns: Sequence[Field] = IMAGE_COL
 #: One image, as an account is concerned.
 ONE = _select(_SHARED_WITH).where(ImageRow.image_id == arg("image_id"))
 _GET = Statement(ONE)
+#: The same, as far as the rules look at it: a JudgedImage.
+JUDGED = _select(_SHARED_WITH, _JUDGED).where(ImageRow.image_id == arg("image_id"))
 _GET_SHOWN = Statement(_select(_SHARED_WITH, _SHOWN).where(ImageRow.image_id == arg("image_id")))
 _GET_SOME = Statement(_select(_SHARED_WITH).where(ImageRow.image_id == any_of("image_ids")))
 _RESOLVE = Statement(

@@ -3,6 +3,7 @@
 import asyncio
 import zlib
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,8 @@ from cunho import v1 as pb
 from cunho_rules.model import BEING_MADE, Caller, DeprecationState, Image, ImageState, Origin, Role, ShownImage
 from cunho_rules.pricing import Quote
 from cunho_server import messages, shown
+from cunho_storage import images
+from cunho_storage.database import Connection
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 IMAGE = Image(
@@ -164,6 +167,36 @@ def test_nobody_can_tell_whether_an_image_was_read_before(world: World, tenant: 
         token = world.token(tenant.account_id)
         first, second = (send_bytes(world, token, f"/cunho.v1.ImageService/{method}", data) for _ in range(2))
         assert first == second
+
+
+@pytest.mark.parametrize("read_before", [True, False])
+def test_who_shares_an_image_is_answered_it_as_a_read_shows_it(
+    world: World, tenant: Tenant, *, read_before: bool
+) -> None:
+    image_id, recipient = import_image(tenant, "stock").result(20).image_id, world.tenant()
+    for share in (tenant.share_image, tenant.set_image_shares):
+        rename(tenant, image_id, f"by {share.__name__}")  # what is kept is of an older version now
+        if read_before:
+            tenant.get_image(image_id=image_id)
+        answered = share(image_id=image_id, account_ids=[recipient.account_id]).image
+        assert answered == tenant.get_image(image_id=image_id)
+        assert answered.sharing.account_count == 1
+
+
+def test_who_shares_an_image_that_is_renamed_before_it_is_read_whole_is_answered_the_new_one(
+    world: World, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_id, recipient = import_image(tenant, "stock").result(20).image_id, world.tenant()
+    original = images.get
+
+    async def get(connection: Connection, *arguments: Any) -> Any:
+        monkeypatch.setattr(images, "get", original)
+        await asyncio.to_thread(rename, tenant, image_id, "other")
+        return await original(connection, *arguments)
+
+    monkeypatch.setattr(images, "get", get)
+    answered = tenant.share_image(image_id=image_id, account_ids=[recipient.account_id]).image
+    assert (answered.name, answered) == ("other", tenant.get_image(image_id=image_id))
 
 
 def test_a_page_with_an_image_that_is_not_kept_is_answered_whole(world: World, tenant: Tenant) -> None:

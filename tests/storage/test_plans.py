@@ -766,5 +766,7 @@ def test_a_mutation_takes_so_many_statements(things: Things, executed: list[str]
 
 @pytest.mark.parametrize("counted", OF_ONE_WRITE, ids=lambda counted: counted.rpc)
 def test_a_mutation_of_one_write_takes_no_transaction(things: Things, executed: list[str], counted: Counted) -> None:
+    things.tenant.get_image(image_id=things.image)  # whose message is kept then
+    executed.clear()
     counted.call(things)
     assert len(executed) == counted.statements, executed
