@@ -299,7 +299,7 @@ MUTANTS: dict[str, Mutant] = {
     "delete of anything": Mutant(
         "Deletes without the rule that the image is not busy.",
         [_without_rule("DELETE_IMAGE", not_busy)],
-        held_by="the state that the write demands",
+        settings=_SLOW,
     ),
     "delete of anything, in any state": Mutant(
         "Deletes without that rule and in any state.", [_without_rule("DELETE_IMAGE", not_busy), _ANY_STATE]
@@ -320,7 +320,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "request ids of everybody": Mutant(
         "Takes request ids for those of everybody.",
-        [replaced(requests, "Key", lambda key: lambda _, *more: key("everybody", *more))],
+        [replaced(requests, "Request", lambda request: lambda _, *more: request("everybody", *more))],
     ),
     "fingerprint ignored": Mutant(
         "Takes a call for another with its request id.",

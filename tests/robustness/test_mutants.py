@@ -1,6 +1,8 @@
 """Mutants: without a defence the checker finds what goes wrong, unless another defence holds, which is named."""
 
 import asyncio
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from tests.robustness.installation import Installation, installed
 from tests.robustness.mutants import MUTANTS
 from tests.robustness.scale import LONG, scaled
 from tests.world import Postgres
+
+ROOT = Path(__file__).parents[2]
 
 #: The mutants of the short form: those that show soon, whatever the machine.
 SHORT = ["unlocked images.CHANGING", "list of everything"]
@@ -32,6 +36,34 @@ def test_a_mutant_is_found_unless_another_defence_holds(name: str, postgres: Pos
         held = held_by(installation)
     print(f"{name}: {found or 'nothing'}; conflicts: {dict(held.most_common(6))}")
     assert bool(found) != bool(mutant.held_by), found
+
+
+#: Becomes each mutant, in a process of its own, and says which it could not become.
+BECOMING = """
+import os
+from tests.robustness import mutants
+
+for name in mutants.MUTANTS:
+    if not os.fork():
+        try:
+            mutants.become(name)
+        except Exception as error:
+            print(name, repr(error), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_there_is_something_to_take_away_for_every_mutant() -> None:
+    process = subprocess.run([sys.executable, "-c", BECOMING], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout == ""
+
+
+def test_a_server_that_cannot_become_its_mutant_does_not_begin() -> None:
+    with mutants.mutation("none of them"):
+        process = subprocess.run([sys.executable, "-c", "print('began')"], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (1, "")
+    assert "KeyError" in process.stderr
 
 
 def first_violation(installation: Installation) -> str:
