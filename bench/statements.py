@@ -53,7 +53,7 @@ class _Lane:
         return calls
 
     async def _once(self) -> None:
-        fresh = secrets.token_hex(4)
+        fresh = secrets.token_hex(8)
         if self._transaction:
             await self._connection.execute("BEGIN")
         for statement, arguments in zip(self._prepared, next(self._arguments), strict=True):
