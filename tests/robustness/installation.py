@@ -76,8 +76,14 @@ class Installation(NamedTuple):
 
     def judge(self, history: History) -> list[Violation]:
         """What the checker finds in a history of these servers, once nothing goes on any more."""
-        until(lambda: not stored.unfinished(self.sql), 60)
+        until(self._at_rest, 60)
         return checker.check(history, stored.read(self.sql))
+
+    def _at_rest(self) -> bool:
+        """Whether PostgreSQL is back, if it died last, and every operation has ended."""
+        with suppress(asyncpg.PostgresError, OSError):
+            return not stored.unfinished(self.sql)
+        return False
 
 
 class Tokens:
