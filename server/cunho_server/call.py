@@ -119,7 +119,7 @@ def _targets(message: Message | None) -> dict[str, Any]:
     one, several, parts = _target_fields(message.DESCRIPTOR)
     for part in parts:
         if message.HasField(part):
-            found |= _targets(getattr(message, part))
+            found = _targets(getattr(message, part)) | found
     found |= {name: value for field, name in one if (value := getattr(message, field))}
     return found | {field: [*value][:_TARGETS_SHOWN] for field in several if (value := getattr(message, field))}
 

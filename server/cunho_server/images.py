@@ -228,8 +228,8 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
 
     async def ShareImage(self, request: pb.ShareImageRequest, context: Any) -> pb.ShareImageResponse:
         named = _share_arguments(request, context.caller)
-        async with self.one_write(request, context, facts_of.SHARE, **named) as (mutation, seen):
-            facts = _share_facts(mutation, "ShareImage", request, seen.facts)
+        async with self.one_write(request, context, facts_of.SHARE, **named) as (mutation, read):
+            facts = _share_facts(mutation, "ShareImage", request, read)
             actions.SHARE_IMAGE.enforce(facts)
             image = await _shared(mutation, facts, removed=0)
             answer = pb.ShareImageResponse(shares=_shares(mutation, facts), image=image)

@@ -30,8 +30,8 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
             account_id=caller.account_id,
             region_id=request.region_id,
             instance_type=request.instance_type,
-        ) as (mutation, seen):
-            image, account, region, instance_type = facts_of.launch(seen)
+        ) as (mutation, read):
+            image, account, region, instance_type = facts_of.launch(read)
             facts = Facts(
                 action="CreateInstance",
                 caller=caller,
@@ -160,12 +160,12 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
         self, request: Any, context: Any, action: Action, through: InstanceState, to_state: InstanceState
     ) -> Operation:
         """The operation that moves an instance through one state to another."""
-        async with self.one_write(request, context, facts_of.MOVE, instance_id=request.instance_id) as (mutation, seen):
+        async with self.one_write(request, context, facts_of.MOVE, instance_id=request.instance_id) as (mutation, read):
             facts = Facts(
                 action=action.name,
                 caller=mutation.caller,
                 instance_id=request.instance_id,
-                instance=facts_of.move(seen),
+                instance=facts_of.move(read),
                 etag=request.etag,
             )
             action.enforce(facts)

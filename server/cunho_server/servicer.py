@@ -220,8 +220,8 @@ class Servicer:
     @asynccontextmanager
     async def one_write(
         self, request: Any, call: Call, look: requests.Look, **arguments: Any
-    ) -> AsyncIterator[tuple[Mutation, requests.Seen]]:
-        """A mutation that is decided by what it sees at one moment, and is one write.
+    ) -> AsyncIterator[tuple[Mutation, Sequence[Any]]]:
+        """A mutation that is decided by what it sees at one moment, and is one write; and the columns of its look.
 
         The write happens only if the basis of the look is as it was seen; if it is not, the call begins again, and then
         locks the basis before it looks. Otherwise as `mutation`, with no transaction to begin and to commit.
@@ -236,7 +236,7 @@ class Servicer:
             seen = await requests.look(connection, look, asked, locked=locked, **arguments)
             _answer_again(asked, seen.begun)
             mutation = Mutation(_caller(call), connection, asked, call.rehearsal, request_id, seen.begun.time, seen)
-            yield mutation, seen
+            yield mutation, seen.facts
         self._begin_work(mutation)
 
     def _begin_work(self, mutation: Mutation) -> None:

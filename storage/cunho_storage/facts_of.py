@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from cunho_rules.model import Account, Image, Instance, InstanceType, JudgedImage, Place, Recipient, Region
 from cunho_storage import accounts, images, instances, regions, shares
 from cunho_storage.database import Connection
-from cunho_storage.requests import Look, Seen
+from cunho_storage.requests import Look
 from cunho_storage.shares import Share
 from cunho_storage.statements import Statement, every_row, first_row, together
 
@@ -49,9 +49,9 @@ def _made(make: Callable[[Sequence[Any]], Value], row: Sequence[Any] | None) -> 
     return None if row is None else make(row)
 
 
-def launch(seen: Seen) -> tuple[JudgedImage | None, Account | None, Region | None, InstanceType | None]:
+def launch(read: Sequence[Any]) -> tuple[JudgedImage | None, Account | None, Region | None, InstanceType | None]:
     """What an instance is launched from, by whom, where and as what."""
-    image, account, region, type_ = seen.facts
+    image, account, region, type_ = read
     return (
         _made(JudgedImage._make, image),
         _made(Account._make, account),
@@ -82,9 +82,9 @@ async def creation(
     )
 
 
-def move(seen: Seen) -> Instance | None:
+def move(read: Sequence[Any]) -> Instance | None:
     """What is moved."""
-    (instance,) = seen.facts
+    (instance,) = read
     return _made(Instance._make, instance)
 
 
@@ -94,10 +94,10 @@ async def sharing(connection: Connection, **arguments: Any) -> Sequence[Any]:
 
 
 def share(
-    facts: Sequence[Any], account_ids: Sequence[str]
+    read: Sequence[Any], account_ids: Sequence[str]
 ) -> tuple[JudgedImage | None, Account | None, tuple[Recipient, ...]]:
     """What is shared, by whom, and with whom."""
-    image, account, recipients = facts
+    image, account, recipients = read
     return (
         _made(JudgedImage._make, image),
         _made(Account._make, account),

@@ -201,7 +201,14 @@ class Ending:
 
 
 class OneWrite(Ending):
-    """How mutations of one write end, or transactions."""
+    """How mutations of one write end, or transactions.
+
+    Args:
+        basis: what the write relies on. Where that is as it was seen, it writes all its rows, or a constraint refuses and
+            nothing is written: a condition of its own that fails would leave the request claimed and the others written.
+        write: as in Ending.
+        others: as in Ending.
+    """
 
     def __init__(self, basis: Basis, write: Any, *others: CTE) -> None:
         super().__init__(write, *others)
