@@ -7,6 +7,7 @@ if a scan of its table comes to it, also one that the scan then passes over.
 import asyncio
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
@@ -491,20 +492,41 @@ async def test_what_is_about_a_few_rows_reads_a_few_rows(large: Large, priced: P
 
 async def test_every_statement_is_priced_here(large: Large) -> None:
     executed = {plan.text for priced in PRICED for plan in await large.plans(priced.call)}
-    stated = {
-        f"{module.__name__}.{name}": value.text
-        for module in MODULES
-        for name, value in vars(module).items()
-        if isinstance(value, Statement)
-    } | {
-        f"{module.__name__}.{name} {kind}": statement.text
-        for module in MODULES
-        for name, value in vars(module).items()
+    assert {name for name, text in stated().items() if text not in executed} == set()
+
+
+def stated() -> dict[str, str]:
+    """The text of every statement, by its name."""
+    named = [(f"{module.__name__}.{name}", value) for module in MODULES for name, value in vars(module).items()]
+    statements = {name: value.text for name, value in named if isinstance(value, Statement)}
+    return statements | {
+        f"{name} {kind}": statement.text
+        for name, value in named
         if isinstance(value, requests.Basis | requests.Beginning | requests.Ending | requests.Look)
         for kind, statement in vars(value).items()
         if isinstance(statement, Statement)
     }
-    assert {name for name, text in stated.items() if text not in executed} == set()
+
+
+async def test_a_plan_made_while_a_table_is_empty_does_not_read_it_through_once_it_is_large(postgres: Postgres) -> None:
+    connection = await asyncpg.connect(await asyncio.to_thread(postgres.database), server_settings=SESSION)
+    try:
+        await connection.execute("VACUUM ANALYZE")  # from now on PostgreSQL takes them to stay empty
+        read_through = {name: await _read_through(connection, text) for name, text in stated().items()}
+    finally:
+        await connection.close()
+    assert {name for name, tables in read_through.items() if tables} == set()
+
+
+async def _read_through(connection: asyncpg.Connection, text: str) -> set[str]:
+    """The large tables that the plan of a statement reads from end to end."""
+    await connection.execute(f"PREPARE planned AS {text}")
+    arguments = ", ".join(["NULL"] * len(set(re.findall(r"\$\d+", text))))
+    explained = await connection.fetchval(
+        f"EXPLAIN (FORMAT JSON) EXECUTE planned{f'({arguments})' if arguments else ''}"
+    )
+    await connection.execute("DEALLOCATE planned")
+    return Plan({"Query Text": text} | json.loads(explained)[0]).read_through
 
 
 # --- pages
