@@ -40,7 +40,9 @@ def tell(call: "Call") -> None:
     """Leaves the line of a call that has ended."""
     logger, level = (_AUDIT, logging.INFO) if call.method.mutates else (_READS, logging.DEBUG)
     if logger.isEnabledFor(level):
-        logger.log(level, call.method.name, extra={"facts": _facts(call)})
+        # Not by `log`, a third of whose time goes into finding the line of ours that calls it.
+        facts = {"facts": _facts(call)}
+        logger.handle(logger.makeRecord(logger.name, level, "", 0, call.method.name, (), None, extra=facts))
 
 
 def _facts(call: "Call") -> dict[str, Any]:
