@@ -32,6 +32,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import cache
 from typing import NamedTuple, TypeAlias
 
 from lark import Lark, Token, Tree
@@ -250,7 +251,7 @@ def parse(text: str, fields: Mapping[str, Field]) -> Expression | None:
     if not text.strip():
         return None
     try:
-        tree = _PARSER.parse(text)
+        tree = _parser().parse(text)
     except (UnexpectedToken, UnexpectedCharacters) as unexpected:
         raise _syntax_problem(text, unexpected) from None
     positions = sorted(comparison.meta.start_pos for comparison in tree.find_data("comparison"))
@@ -259,31 +260,34 @@ def parse(text: str, fields: Mapping[str, Field]) -> Expression | None:
     return _expression(tree, fields, NESTING)
 
 
-_PARSER = Lark(
-    r"""
-    ?conjunction: disjunction (_AND disjunction)*
-    ?disjunction: term (_OR term)*
-    ?term: simple | (_NOT | _MINUS) simple -> negation
-    ?simple: comparison | _OPEN conjunction _CLOSE
-    comparison: FIELD OPERATOR (WORD | QUOTED)
+@cache
+def _parser() -> Lark:
+    """Made for the first filter, so that a start does not wait for it."""
+    return Lark(
+        r"""
+        ?conjunction: disjunction (_AND disjunction)*
+        ?disjunction: term (_OR term)*
+        ?term: simple | (_NOT | _MINUS) simple -> negation
+        ?simple: comparison | _OPEN conjunction _CLOSE
+        comparison: FIELD OPERATOR (WORD | QUOTED)
 
-    _AND.2: /AND(?![^\s()])/
-    _OR.2: /OR(?![^\s()])/
-    _NOT.2: /NOT(?![^\s()])/
-    _MINUS: "-"
-    _OPEN: "("
-    _CLOSE: ")"
-    FIELD: /(?!(AND|OR|NOT)(?![^\s()]))\w[\w.-]*/
-    OPERATOR: /[<>!]=|[=<>:]/
-    WORD: /(?!(AND|OR|NOT)(?![^\s()]))[^\s()=!<>"'\\:][^\s()=!<>"'\\]*/
-    QUOTED: /"(\\.|[^"\\])*"|'(\\.|[^'\\])*'/s
-    %ignore /\s+/
-    """,
-    start="conjunction",
-    parser="lalr",
-    lexer="contextual",
-    propagate_positions=True,
-)
+        _AND.2: /AND(?![^\s()])/
+        _OR.2: /OR(?![^\s()])/
+        _NOT.2: /NOT(?![^\s()])/
+        _MINUS: "-"
+        _OPEN: "("
+        _CLOSE: ")"
+        FIELD: /(?!(AND|OR|NOT)(?![^\s()]))\w[\w.-]*/
+        OPERATOR: /[<>!]=|[=<>:]/
+        WORD: /(?!(AND|OR|NOT)(?![^\s()]))[^\s()=!<>"'\\:][^\s()=!<>"'\\]*/
+        QUOTED: /"(\\.|[^"\\])*"|'(\\.|[^'\\])*'/s
+        %ignore /\s+/
+        """,
+        start="conjunction",
+        parser="lalr",
+        lexer="contextual",
+        propagate_positions=True,
+    )
 
 
 def _syntax_problem(text: str, unexpected: UnexpectedToken | UnexpectedCharacters) -> FilterProblem:
