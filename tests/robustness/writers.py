@@ -256,9 +256,9 @@ class Traffic:
             Writer(name, neighbour, seed + number)
             for number, (name, neighbour) in enumerate(zip(names, names[1:] + names[:1], strict=True))
         ]
-        operator = connect("operator")
-        for name in names:
-            operator.register_account(account_id=name, region_ids=[*ZONES])
+        with connect("operator") as operator:
+            for name in names:
+                operator.register_account(account_id=name, region_ids=[*ZONES])
         self._running: list[Future[None]] = []
 
     @contextmanager
