@@ -75,7 +75,8 @@ def _all(calls: Sequence[Call], arguments: argparse.Namespace) -> Iterator[Table
             )
             yield report.loads(
                 "Half as many, at times of chance",
-                {each.call.name: [_at_half(bench, each, arguments)] for each in compared},
+                {each.call.name: [_at_half(bench, each, arguments)] for each in compared}
+                | {f"bare echo of {compared[0].call.name}": [_echo_at_half(bench, compared[0], arguments)]},
             )
         if _wanted(_WAIT, arguments):
             yield report.waiting(wait(installation, arguments.waiters, seconds=seconds))
@@ -95,6 +96,12 @@ def _at_half(bench: Bench, compared: Compared, arguments: argparse.Namespace) ->
     """By as many connections as there are, so that calls hardly ever wait for one."""
     rate, connections = compared.ours.calls_per_second / 2, max(arguments.connections)
     return bench.sample(compared.call, connections, seconds=3 * arguments.seconds, rate=rate)
+
+
+def _echo_at_half(bench: Bench, compared: Compared, arguments: argparse.Namespace) -> Sample:
+    """The same of a server that does nothing: how long calls take by the machine itself."""
+    rate, connections = compared.echo.calls_per_second / 2, max(arguments.connections)
+    return bench.sample_echo(compared.call, connections, seconds=3 * arguments.seconds, rate=rate)
 
 
 def _growth(calls: Sequence[Call], arguments: argparse.Namespace) -> Iterator[Table]:

@@ -83,13 +83,13 @@ class Compared(NamedTuple):
 
     call: Call
     ours: Sample
-    echo_us: float
+    echo: Sample
     statement: Cost
 
     @property
     def limit_us(self) -> float:
         """What nobody could answer the call below of: the bare gRPC and the bare statements."""
-        return self.echo_us + self.statement.total
+        return self.echo.cost.server + self.statement.total
 
     @property
     def ratio(self) -> float:
@@ -106,15 +106,14 @@ class Bench:
 
     def compare(self, call: Call, *, rounds: int, seconds: float) -> Compared:
         """The call beside its limit: in each round the echo, the call, the statements."""
-        echo_us, ours, statements = [], Sample(CALLERS), []
-        with self._echo(call) as (echo, load):
-            load = load._replace(seconds=seconds)
+        ours, echo, statements = Sample(CALLERS), Sample(CALLERS), []
+        with self._echo(call, CALLERS, seconds) as (server, load):
             for _ in range(rounds):
-                echo_us.append(self._echoed(call, echo, load))
+                self._add(echo, call, load, server.number)
                 self.add(ours, call, seconds)
                 statements.append(self._stated(call, seconds))
         statement = Cost(median(cost.server for cost in statements), median(cost.postgresql for cost in statements))
-        return Compared(call, ours, median(echo_us), statement)
+        return Compared(call, ours, echo, statement)
 
     def sample(self, call: Call, connections: int, *, seconds: float, rate: float | None = None) -> Sample:
         """The call by so many connections; at a rate, or as often as it is answered."""
@@ -122,10 +121,20 @@ class Bench:
         self.add(sample, call, seconds, rate=rate)
         return sample
 
+    def sample_echo(self, call: Call, connections: int, *, seconds: float, rate: float) -> Sample:
+        """A bare echo of the call, at a rate: what the machine itself makes of how long calls take."""
+        sample = Sample(connections)
+        with self._echo(call, connections, seconds) as (server, load):
+            self._add(sample, call, load._replace(rate=rate), server.number)
+        return sample
+
     def add(self, sample: Sample, call: Call, seconds: float, *, rate: float | None = None) -> None:
         """Adds a round of the call to the sample. Raises WrongAnswer."""
         load = self._load_of(call, sample.connections, seconds)._replace(rate=rate)
-        server, postgresql = self._installation.server.process.pid, self._installation.postgresql
+        self._add(sample, call, load, self._installation.server.process.pid)
+
+    def _add(self, sample: Sample, call: Call, load: Load, server: int) -> None:
+        postgresql = self._installation.postgresql
         loaded: Loaded
         loaded, *used = self._measured(
             self._installation.load, load, lambda: cpu_seconds(server), lambda: cpu_seconds(postgresql)
@@ -149,12 +158,6 @@ class Bench:
             request_id_tag=call.request_id_tag,
         )
 
-    def _echoed(self, call: Call, echo: Child, load: Load) -> float:
-        loaded: Loaded
-        loaded, used = self._measured(self._installation.load, load, lambda: cpu_seconds(echo.number))
-        _check(call, loaded)
-        return 1e6 * float(used) / loaded.calls
-
     def _stated(self, call: Call, seconds: float) -> Cost:
         lanes = [call.arguments(self._scene, account) for account in self._scene.accounts(STATEMENT_CONNECTIONS)]
         script = Script(self._scene.dsn, call.statements, lanes, seconds, _WARM_UP_SECONDS)
@@ -172,15 +175,15 @@ class Bench:
         return done, *(clock() - begin for clock, begin in zip(clocks, before, strict=True))
 
     @contextmanager
-    def _echo(self, call: Call) -> Iterator[tuple[Child, Load]]:
+    def _echo(self, call: Call, connections: int, seconds: float) -> Iterator[tuple[Child, Load]]:
         """A bare server that answers what the server answered to one request, and the load of that request."""
         (account,) = self._scene.accounts(1)
         request, *_ = call.requests(self._scene, account, 1)
         answer = self._scene.answer(call.path, account, request, call.answer)
-        lanes = [Lane(account.token, [request.SerializeToString()])] * CALLERS
+        lanes = [Lane(account.token, [request.SerializeToString()])] * connections
         with child("echo", self._installation.cores.server) as echo:
             port = echo.ask([Echo(call.path, call.request, answer)])
-            yield echo, Load(port, call.path, lanes, 1, _WARM_UP_SECONDS, request_id_tag=call.request_id_tag)
+            yield echo, Load(port, call.path, lanes, seconds, _WARM_UP_SECONDS, request_id_tag=call.request_id_tag)
 
 
 def _check(call: Call, loaded: Loaded) -> None:

@@ -17,11 +17,11 @@ def limits(compared: Iterable[Compared]) -> Table:
         "call server PostgreSQL ours echo statement PostgreSQL limit ratio target",
     )
     for each in compared:
-        cost, statement = each.ours.cost, each.statement
+        cost, echo_us, statement = each.ours.cost, each.echo.cost.server, each.statement
         table.add_row(
             each.call.name,
             *(f"{value:.0f}" for value in (cost.server, cost.postgresql, cost.total)),
-            *(f"{value:.0f}" for value in (each.echo_us, statement.server, statement.postgresql, each.limit_us)),
+            *(f"{value:.0f}" for value in (echo_us, statement.server, statement.postgresql, each.limit_us)),
             f"{each.ratio:.2f}",
             f"{each.call.target:.2f}" if each.call.target else "",
         )

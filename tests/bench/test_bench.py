@@ -22,12 +22,13 @@ _GET_IMAGE = "/cunho.v1.ImageService/GetImage"
 
 def test_every_call_is_measured_beside_its_limit(tmp_path: Path) -> None:
     found = _measured(tmp_path, "--images", "1000", "--waiters", "100", "--connections", "2", "8")
-    limits, loads, *_ = (rows for name, rows in found.items() if name != "machine")
+    limits, loads, halves, *_ = (rows for name, rows in found.items() if name != "machine")
     assert [row["call"] for row in limits] == [call.name for call in CALLS]
     assert all(float(row["ratio"]) > 0 for row in limits)
     assert {(row["call"], row["connections"]) for row in loads} == {
         (call.name, connections) for call in CALLS for connections in ("2", "8")
     }
+    assert [row["call"] for row in halves] == [*(call.name for call in CALLS), f"bare echo of {CALLS[0].name}"]
 
 
 def test_growth_is_measured_by_the_number_of_images(tmp_path: Path) -> None:
