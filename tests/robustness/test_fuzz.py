@@ -17,7 +17,10 @@ from typing import Any
 import grpc
 import jwt
 import pytest
+from grpc import StatusCode
 from tests import world as worlds
+from tests.end_to_end.requests_of import Answer
+from tests.robustness import fuzz
 from tests.robustness.forging import forgeries
 from tests.robustness.fuzz import Plan, Report, fuzzed, run, sent
 from tests.robustness.messages import HEALTH, REFLECTION, Caller, Message
@@ -129,6 +132,19 @@ async def test_what_once_met_a_bug_meets_none(world: World, what: str) -> None:
 
 
 # --- whether it finds what there is to find
+
+
+async def test_what_the_client_says_in_place_of_the_service_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Answer(StatusCode.INTERNAL, b"", "Internal error from Core", ())
+    answers = iter([own, own, Answer(StatusCode.OK, b"", "", ())])
+
+    async def sent_once(channel: object, message: object) -> Answer:
+        return next(answers, own)
+
+    monkeypatch.setattr(fuzz, "_sent_once", sent_once)
+    channel: Any = None
+    assert (await sent(channel, Message("/nope", b""))).code is StatusCode.OK
+    assert await sent(channel, Message("/nope", b"")) == own, "who never says anything else is told of"
 
 
 def _unchecked(request: Any) -> None:
