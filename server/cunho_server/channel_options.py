@@ -7,6 +7,10 @@ _MESSAGE_SIZE_BYTES = 4 << 20
 _METADATA_SIZE_BYTES = 16 << 10
 _HANDSHAKE_SECONDS = 2
 
+#: Calls that may wait to be taken up by a server, some 15 KiB each; a process has several servers. Beyond, gRPC answers
+#: CANCELLED without a word to whomever it meets, while we refuse those who call too much.
+_WAITING_CALLS = 10_000
+
 #: How often a client may ask for a sign of life itself.
 _PING_SECONDS = 5
 
@@ -22,6 +26,8 @@ def channel_options(settings: Settings, *, shares_port: bool = False) -> tuple[t
         ("grpc.max_concurrent_streams", _STREAMS),
         # Streams that have ended and are still to be tidied up: without room for them, gRPC refuses the next ones.
         ("grpc.http2.max_deallocating_streams", _STREAMS),
+        ("grpc.server.max_pending_requests", _WAITING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _WAITING_CALLS),
         ("grpc.max_receive_message_length", _MESSAGE_SIZE_BYTES),
         ("grpc.max_metadata_size", _METADATA_SIZE_BYTES),
         ("grpc.absolute_max_metadata_size", _METADATA_SIZE_BYTES),
