@@ -9,7 +9,7 @@ _HANDSHAKE_SECONDS = 2
 
 #: Calls that may wait to be taken up by a server, some 15 KiB each; a process has several servers. Beyond, gRPC answers
 #: CANCELLED without a word to whomever it meets, while we refuse those who call too much.
-_WAITING_CALLS = 10_000
+_WAITING_CALLS = 5000
 
 #: How often a client may ask for a sign of life itself.
 _PING_SECONDS = 5
