@@ -31,8 +31,8 @@ class _Busy:
     def running(self) -> Iterator[None]:
         """Within the block it runs."""
         self._thread.start()
-        self._listening.wait()
         try:
+            assert self._listening.wait(20), "it cannot listen"
             yield
         finally:
             self.take_up.set()
