@@ -184,7 +184,7 @@ def _in_two(page: Any) -> Any:
 
     async def found(connection: Connection, asked: images.Asked) -> Any:
         seen = {image.image_id: image for image in await page(connection, asked)}
-        await _pause(0.5)
+        await asyncio.sleep(max(_PAUSES_SECONDS))
         return [
             image._replace(shared_with_caller=seen[image.image_id].shared_with_caller)
             for image in await page(connection, asked._replace(account_id=None))

@@ -110,6 +110,8 @@ class _Board:
     versions: dict[str, int] = field(default_factory=dict)
     gone: deque[str] = field(default_factory=lambda: deque(maxlen=10))
     instances: dict[str, dict[str, str]] = field(default_factory=dict)
+    #: What each account was last shown of others, by the account and the region: ids and owners.
+    received: dict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=dict)
     #: Mutations that may be sent again, or whose request ids are used for something else: the last ones.
     sent: deque[Call] = field(default_factory=lambda: deque(maxlen=20))
 
@@ -126,6 +128,9 @@ class _Board:
             self.gone.append(arguments["image_id"])
         if call.method == "DeleteInstance" and answer:
             self.instances.get(call.caller, {}).pop(arguments["instance_id"], None)
+        if call.method == "ListImages" and answer:
+            shown = [(each["image_id"], each["owner_account_id"]) for each in answer["images"]]
+            self.received[call.caller, arguments["region_id"]] = [each for each in shown if each[1] != call.caller]
         for kind in ("image", "instance", "account"):
             one = [answer[kind]] if kind in answer else []
             for each in (*one, *answer.get(f"{kind}s", ())):
@@ -230,24 +235,33 @@ class _Client:
         return None
 
     async def _again(self, method: str, arguments: Arguments, request_id: str) -> None:
-        """The call twice at once by one request id, on two servers; or another's request id."""
+        """The call twice at once by one request id, on two servers; or a request id that was used before."""
         if self._chance.random() < 0.5 and self._board.sent:
-            other = self._chance.choice(self._board.sent)
-            if other.method == method or self._chance.random() < 0.3:
-                await self._call(method, arguments, other.request_id)
-            elif OPERATOR not in (other.caller, self._caller):
-                await self._call(other.method, other.arguments, other.request_id)
-            return
+            return await self._reuse(method, arguments)
         calls = (self._call(method, arguments, request_id, client) for client in self._clients)
         for call in await asyncio.gather(*calls):
             if call.answer is not None and "operation" in call.answer:
                 await self._see_through(call.answer["operation"])
+        return None
+
+    async def _reuse(self, method: str, arguments: Arguments) -> None:
+        """The call by the request id of another one; or that one again, by who made it or by another account."""
+        own = [each for each in self._board.sent if each.caller == self._caller]
+        sent = self._chance.choice(own if own and self._chance.random() < 0.6 else self._board.sent)
+        if OPERATOR in (sent.caller, self._caller) or self._chance.random() < 0.6:
+            await self._call(method, arguments, sent.request_id)
+        else:
+            await self._call(sent.method, sent.arguments, sent.request_id)
 
     def _rival(self, method: str, arguments: Arguments) -> list[Awaitable[Call]]:
         """What is asked of the same image meanwhile, now and then, so that the call loses what it relies on.
 
-        The owner copies it, or deletes it, or takes it back from who launches from it.
+        The owner copies it, or deletes it, or takes it back from who launches from it or lists it.
         """
+        if method == "ListImages":
+            received = self._board.received.get((self._caller, arguments["region_id"]), [])
+            often = 0.3 if received else 0
+            return [self._taken_back(*self._chance.choice(received))] if self._chance.random() < often else []
         image_id = arguments.get("image_id", "")
         owner, _ = self._board.images.get(image_id, ("", ""))
         copies = method == "CopyImage"
@@ -255,9 +269,16 @@ class _Client:
             choose = self._chance.choice([self.delete_image] if copies else [self.copy_image, self.delete_image])
             return [self._meanwhile(owner, *choose(image_id))]
         if owner and method == "CreateInstance" and self._chance.random() < 0.5:
-            named = {"image_id": image_id, "account_ids": (self._caller,), "etag": None}
-            return [self._meanwhile(owner, "UnshareImage", named)]
+            return [self._meanwhile(owner, *self._take_back(image_id))]
         return []
+
+    def _take_back(self, image_id: str) -> Any:
+        return "UnshareImage", {"image_id": image_id, "account_ids": (self._caller,), "etag": None}
+
+    async def _taken_back(self, image_id: str, owner: str) -> Call:
+        """The owner takes the image back and renames it: who sees its new name sees what was never shared."""
+        await self._meanwhile(owner, *self._take_back(image_id))
+        return await self._meanwhile(owner, "UpdateImage", {"image_id": image_id, "name": self._name(), "etag": None})
 
     async def _meanwhile(self, caller: str, method: str, arguments: Arguments) -> Call:
         await asyncio.sleep(self._chance.uniform(0, self._chance.choice((0, 0.02, 0.3))))
