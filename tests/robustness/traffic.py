@@ -113,7 +113,7 @@ class _Board:
     #: What each account was last shown of others, by the account and the region: ids and owners.
     received: dict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=dict)
     #: Mutations that may be sent again, or whose request ids are used for something else: the last ones.
-    sent: deque[Call] = field(default_factory=lambda: deque(maxlen=20))
+    sent: deque[Call] = field(default_factory=lambda: deque(maxlen=60))
 
     def learn(self, call: Call) -> None:
         """Learns what the call told."""
@@ -246,8 +246,8 @@ class _Client:
 
     async def _reuse(self, method: str, arguments: Arguments) -> None:
         """The call by the request id of another one; or that one again, by who made it or by another account."""
-        own = [each for each in self._board.sent if each.caller == self._caller]
-        sent = self._chance.choice(own if own and self._chance.random() < 0.6 else self._board.sent)
+        alike = [each for each in self._board.sent if (each.caller, each.method) == (self._caller, method)]
+        sent = self._chance.choice(alike if alike and self._chance.random() < 0.6 else self._board.sent)
         if OPERATOR in (sent.caller, self._caller) or self._chance.random() < 0.6:
             await self._call(method, arguments, sent.request_id)
         else:
