@@ -157,7 +157,7 @@ def _is_alive(number: int) -> bool:
     """False too for one that only waits to be forgotten by its parent."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it is forgotten while this is read
         return False
 
 
