@@ -41,7 +41,8 @@ class Admission:
         account = _account(caller)
         # One of many calls, too, is alone when it is taken up late: the refusals of the others tell.
         others = self._of_account[account] or (self.pace.behind and self._refused_of_account[account])
-        if self.pace.let(account, alone=not others):
+        alone = not others
+        if self.pace.let(account, alone=alone):
             return
         if seconds := self.pace.turn_seconds():
             self._refused_of_account[account] += 1
@@ -49,10 +50,12 @@ class Admission:
                 await asyncio.sleep(seconds)
             finally:
                 _one_less(self._refused_of_account, account)
-        limit, unit = f"{self.pace.calls_per_second:.0f}", "a second"
-        if self.pace.slowed:
+        unit = "a second"
+        if self.pace.slowed and not alone:
+            limit = f"{self.pace.calls_per_second:.0f}"
             raise _too_many("the account, while this server process is behind", limit, unit, "processes")
-        raise _too_many("the account", limit, unit, "calls_per_second_per_account_max")
+        setting = "calls_per_second_per_account_max"
+        raise _too_many("the account", str(getattr(self._settings, setting)), unit, setting)
 
     def call(self, caller: Caller, peer: str) -> "Counted":
         """Counts a call until the block ends. Refuses: SERVICE_STOPPING, TOO_MANY_CALLS.

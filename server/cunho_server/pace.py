@@ -48,8 +48,10 @@ class Pace:
         self.calls_per_second: float = most
         self._most, self._least = most, min(least, most)
         self._clock = clock
-        #: When each account will have been at the pace, if it makes no more calls until then.
+        #: When each account will have been at the pace of the settings, if it makes no more calls until then; and, while
+        #: the pace is slower, when at that.
         self._even: dict[str, float] = {}
+        self._even_slowed: dict[str, float] = {}
         #: When the last refusal is sent.
         self._turn = 0.0
         self._let = self._refused = self._late = 0
@@ -71,16 +73,19 @@ class Pace:
         """Whether the account may make a call now, which then counts.
 
         Args:
-            alone: that it has no other under way. Who waits for each answer cannot hold up others by much.
+            alone: that it has no other under way. Who waits for each answer cannot hold up others by much, and is kept
+                to the pace of the settings alone.
         """
-        now = self._clock()
+        now, slowed = self._clock(), self.slowed
         even = max(self._even.get(account, now), now)
-        ahead_seconds_max = _AHEAD_SECONDS_SLOWED if self.slowed else _AHEAD_SECONDS
-        if even - now > ahead_seconds_max and not (alone and self.slowed):
+        even_slowed = max(self._even_slowed.get(account, now), now) if slowed else now
+        if even - now > _AHEAD_SECONDS or (even_slowed - now > _AHEAD_SECONDS_SLOWED and not alone):
             self._refused += 1
             return False
         self._let += 1
-        self._even[account] = min(even, now + ahead_seconds_max) + 1 / self.calls_per_second
+        self._even[account] = even + 1 / self._most
+        if slowed:
+            self._even_slowed[account] = min(even_slowed, now + _AHEAD_SECONDS_SLOWED) + 1 / self.calls_per_second
         return True
 
     def turn_seconds(self) -> float:
@@ -127,3 +132,4 @@ class Pace:
         self._let = self._refused = 0
         self._looked, self._used_seconds = now, used_seconds
         self._even = {account: even for account, even in self._even.items() if even > now}
+        self._even_slowed = {account: even for account, even in self._even_slowed.items() if even > now}

@@ -150,6 +150,29 @@ def test_who_makes_one_call_after_the_other_keeps_to_what_the_settings_allow() -
     assert sum(process.pace.let("acme", alone=True) for _ in range(1000)) <= 101
 
 
+def test_who_makes_one_call_after_the_other_keeps_to_that_while_the_process_is_behind_too() -> None:
+    process = Process(most=100)
+    process.pace.adjust(0, in_time=True)
+    process.behind(10, globex=1000)
+    assert process.pace.slowed
+    assert sum(process.pace.let("acme", alone=True) for _ in range(1000)) <= 101
+
+
+def test_who_made_one_call_after_the_other_too_fast_is_told_the_limit_of_the_settings() -> None:
+    admission = Admission(Settings.model_validate({"calls_per_second_per_account_max": 20}))
+    admission.pace.calls_per_second = 10
+    caller = Caller("acme", Role.ACCOUNT, "acme")
+
+    async def calls() -> None:
+        for _ in range(30):
+            await admission.keep_pace(caller)
+
+    with pytest.raises(Refusal) as refused:
+        asyncio.run(calls())
+    setting = "CUNHO_CALLS_PER_SECOND_PER_ACCOUNT_MAX"
+    assert refused.value.metadata == {"limit": "20", "unit": "a second", "scope": "the account", "setting": setting}
+
+
 def test_one_late_call_changes_nothing(process: Process) -> None:
     process.behind(1, acme=1000)
     process.look(in_time=True, acme=1000)
@@ -210,10 +233,13 @@ def test_refusals_are_sent_at_once_until_there_are_very_many(process: Process) -
 
 
 def test_accounts_that_call_no_more_are_forgotten(process: Process) -> None:
+    process.behind(10, acme=1000)
     for index in range(100):
         process.pace.let(f"account-{index}")
-    process.look(in_time=True)
-    assert process.pace._even == {}
+    for _ in range(10):
+        process.look(in_time=False)
+    assert process.pace.slowed
+    assert process.pace._even == process.pace._even_slowed == {}
 
 
 async def test_the_pace_follows_the_probe() -> None:
