@@ -20,7 +20,8 @@ credentials      what credentials entitle to
 tokens           tokens, verified and signed
 keys             the keys of tokens: from files or a key set, kept current
 certificates     whom a client certificate names
-listening        the address, TLS and mTLS
+address          the address, kept for the processes
+listening        connections that are taken there, TLS and mTLS
 issuing          the keys, certificates and tokens of a first installation
 shape            the shape of requests, by the table of the rules
 status           a refusal as google.rpc.Status

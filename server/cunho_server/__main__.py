@@ -51,9 +51,9 @@ def _refusals() -> tuple[type[Exception], ...]:
     """What says by itself what is wrong outside of the program, and needs no traceback."""
     from cunho import Refused
     from cunho_rules.refusals import Refusal
+    from cunho_server.address import AddressError
     from cunho_server.catalog import CatalogError
     from cunho_server.keys import KeyFileError
-    from cunho_server.listening import AddressError
     from cunho_server.metrics import MetricsAddressError
     from cunho_server.probe import ProbeError
     from cunho_server.supervisor import StartError

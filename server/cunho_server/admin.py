@@ -7,7 +7,7 @@ import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
 
 from cunho_server import reflection
-from cunho_server.listening import AddressError
+from cunho_server.address import AddressError
 from cunho_server.settings import Settings
 
 

@@ -16,20 +16,14 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cunho_server import keys
+from cunho_server.address import AddressError
 from cunho_server.identity import Identity
 from cunho_server.keys import KeyFileError
 from cunho_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: What a process says on standard output once it takes connections. Here, since to load all that answers calls takes time.
-READY = b"ready\n"
-
 Read = TypeVar("Read")
-
-
-class AddressError(Exception):
-    """The address cannot be listened on; the message says what to do."""
 
 
 async def verifier(settings: Settings) -> Identity:

@@ -1,16 +1,21 @@
-"""The database: found, brought up to date, filled with a catalogue, opened. Nothing here serves calls or knows gRPC."""
+"""The database: found, brought up to date, filled with a catalogue, opened. Nothing here serves calls or knows gRPC.
+
+What reads and applies catalogues is imported when there is one to apply: most starts find one in the database.
+"""
 
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cunho_server import catalog
-from cunho_server.apply import Applied, apply
 from cunho_server.settings import Settings
 from cunho_storage import embedded, migrations, regions
 from cunho_storage.database import Database
 from cunho_storage.migrations import MigrationError
+
+if TYPE_CHECKING:
+    from cunho_server.apply import Applied
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +51,18 @@ async def opened(settings: Settings, dsn: str) -> AsyncIterator[Database]:
         async with database.connection() as connection:
             empty = not await regions.list_(connection, after="", limit=1)
         if empty:
-            applied = await apply(database, catalog.read(settings.catalog))
-            log.info("loaded the catalogue: %d public images", applied.published)
+            await _fill(database, settings.catalog)
         yield database
     finally:
         await database.close()
+
+
+async def _fill(database: Database, path: Path | None) -> None:
+    from cunho_server import catalog
+    from cunho_server.apply import apply
+
+    applied = await apply(database, catalog.read(path))
+    log.info("loaded the catalogue: %d public images", applied.published)
 
 
 def database_of(settings: Settings, dsn: str) -> Database:
@@ -79,8 +91,11 @@ async def pending(settings: Settings) -> list[str]:
         return await migrations.pending(dsn)
 
 
-async def apply_catalog(settings: Settings, path: Path) -> Applied:
+async def apply_catalog(settings: Settings, path: Path) -> "Applied":
     """Applies a catalogue file to the database; what that did. Raises CatalogError."""
+    from cunho_server import catalog
+    from cunho_server.apply import apply
+
     wanted = catalog.read(path)
     with postgresql(settings) as dsn:
         async with opened(settings, dsn) as database:

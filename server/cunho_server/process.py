@@ -16,8 +16,8 @@ from typing import Any
 import uvloop
 
 from cunho_server import app, logs
+from cunho_server.address import READY, AddressError
 from cunho_server.keys import KeyFileError
-from cunho_server.listening import READY, AddressError
 from cunho_server.opening import database_of, refuse_outdated
 from cunho_server.settings import Settings
 from cunho_server.tracing import TracingError

@@ -8,17 +8,16 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 
 from cunho_server import development, logs
-from cunho_server.listening import READY, AddressError
+from cunho_server.address import READY, reserved
 from cunho_server.metrics import Exposed, exposed
 from cunho_server.opening import embedded_connections, opened
-from cunho_server.settings import Settings, host_of
+from cunho_server.settings import Settings
 from cunho_storage import embedded
 from cunho_storage.installation import refuse_unfit
 
@@ -46,8 +45,8 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     loop.add_signal_handler(signal.SIGHUP, renewing.set)
-    with closing(_reserved(settings.address)) as reserved, exposed(settings.metrics_address) as metrics:
-        address = f"{settings.address.rpartition(':')[0]}:{reserved.getsockname()[1]}"
+    with closing(reserved(settings.address)) as kept, exposed(settings.metrics_address) as metrics:
+        address = f"{settings.address.rpartition(':')[0]}:{kept.getsockname()[1]}"
         settings = settings.model_copy(update={"address": address})
         async with AsyncExitStack() as stack:
             processes = await stack.enter_async_context(_loading(settings, metrics))
@@ -269,24 +268,3 @@ async def _keep_up(own: embedded.Embedded) -> None:
                 await asyncio.to_thread(own.start_again)
             except embedded.EmbeddedError as error:
                 log.error("%s", error)
-
-
-def _reserved(address: str) -> socket.socket:
-    """A socket that keeps the address, and its port, for the processes to share. Raises AddressError."""
-    port = int(address.rpartition(":")[2])
-    try:
-        family, kind, _, _, place = socket.getaddrinfo(host_of(address), port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:  # it fails where another server listens, which sharing would hide
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-            probe.listen()
-            place = probe.getsockname()
-        reserved = socket.socket(family, kind)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reserved.bind(place)
-        return reserved
-    except OSError as error:
-        raise AddressError(
-            f"cannot listen on {address} ({error.strerror}): stop what listens there, or choose another address with "
-            "CUNHO_ADDRESS"
-        ) from error

@@ -12,7 +12,7 @@ from tests.server_process import reserved_port
 from tests.world import Postgres
 
 from cunho_server import admin
-from cunho_server.listening import AddressError
+from cunho_server.address import AddressError
 from cunho_server.settings import Settings
 
 

@@ -17,11 +17,11 @@ from cunho_rules.model import Caller, Role
 from cunho_rules.refusals import Reason, Refusal
 from cunho_server import keys, opening, supervisor
 from cunho_server.__main__ import main
+from cunho_server.address import AddressError
 from cunho_server.apply import Applied
 from cunho_server.catalog import CatalogError
 from cunho_server.identity import Identity
 from cunho_server.keys import Key, KeyFileError, Keys
-from cunho_server.listening import AddressError
 from cunho_server.settings import Settings, load
 from cunho_storage.embedded import EmbeddedError
 from cunho_storage.migrations import MigrationError

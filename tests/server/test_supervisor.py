@@ -77,6 +77,16 @@ def test_as_many_processes_answer_as_the_settings_say(server: Server) -> None:
     assert len(server.processes()) == 2
 
 
+def test_a_supervisor_over_a_database_with_a_catalogue_starts_without_grpc(server: Server, tmp_path: Path) -> None:
+    with serving(tmp_path, DATABASE_URL=server.dsn, PROCESSES=1) as other:
+        assert [has_loaded_grpc(number) for number in (other.process.pid, *other.processes())] == [False, True]
+
+
+def has_loaded_grpc(process: int) -> bool:
+    """Whether the process has it in its memory, which takes a start time that it would not need."""
+    return "cygrpc" in Path(f"/proc/{process}/maps").read_text()
+
+
 def test_calls_go_on_while_a_process_is_killed_and_another_takes_its_place(server: Server) -> None:
     killed, kept = server.processes()
     with calling(server) as failed:
