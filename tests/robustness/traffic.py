@@ -460,7 +460,7 @@ _CHOICES: Mapping[Callable[[_Client], Any], int] = {
     _Client.create_image: 4,
     _Client.copy_image: 6,
     _Client.update_image: 9,
-    _Client.deprecate_image: 5,
+    _Client.deprecate_image: 8,
     _Client.delete_image: 9,
     _Client.share_image: 12,
     _Client.set_image_shares: 4,
