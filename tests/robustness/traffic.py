@@ -256,12 +256,15 @@ class _Client:
     def _rival(self, method: str, arguments: Arguments) -> list[Awaitable[Call]]:
         """What is asked of the same image meanwhile, now and then, so that the call loses what it relies on.
 
-        The owner copies it, or deletes it, or takes it back from who launches from it or lists it.
+        The owner copies it, or deletes it, or takes it back from who launches from it or lists it. An instance that is
+        updated is updated twice.
         """
         if method == "ListImages":
             received = self._board.received.get((self._caller, arguments["region_id"]), [])
             often = 0.3 if received else 0
             return [self._taken_back(*self._chance.choice(received))] if self._chance.random() < often else []
+        if method == "UpdateInstance" and self._chance.random() < 0.5:
+            return [self._meanwhile(self._caller, method, {**arguments, "name": self._name(), "etag": None})]
         image_id = arguments.get("image_id", "")
         owner, _ = self._board.images.get(image_id, ("", ""))
         copies = method == "CopyImage"
@@ -284,7 +287,7 @@ class _Client:
         await asyncio.sleep(self._chance.uniform(0, self._chance.choice((0, 0.02, 0.3))))
         request_id = str(UUID(int=self._chance.getrandbits(128), version=4))
         call = await self._traffic.call_from_elsewhere(caller, method, arguments, request_id)
-        if call.answer is not None and method != "CopyImage":
+        if call.answer is not None and "image" in call.answer:
             await self._traffic.witness(self._chance, call)
         return call
 
