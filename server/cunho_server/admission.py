@@ -50,12 +50,11 @@ class Admission:
                 await asyncio.sleep(seconds)
             finally:
                 _one_less(self._refused_of_account, account)
-        unit = "a second"
         if self.pace.slowed and not alone:
             limit = f"{self.pace.calls_per_second:.0f}"
-            raise _too_many("the account, while this server process is behind", limit, unit, "processes")
-        setting = "calls_per_second_per_account_max"
-        raise _too_many("the account", str(getattr(self._settings, setting)), unit, setting)
+            raise _too_many("the account, while this server process is behind", limit, "a second", "processes")
+        limit = str(self._settings.calls_per_second_per_account_max)
+        raise _too_many("the account", limit, "a second", "calls_per_second_per_account_max")
 
     def call(self, caller: Caller, peer: str) -> "Counted":
         """Counts a call until the block ends. Refuses: SERVICE_STOPPING, TOO_MANY_CALLS.
