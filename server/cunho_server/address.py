@@ -1,5 +1,7 @@
-"""The address of a server, which its processes share: kept free for them by the supervisor. Knows no gRPC, which takes
-time to load, so that the supervisor does without."""
+"""The address of a server: kept by the supervisor for its processes, and what these say once they listen there.
+
+Nothing here knows gRPC, which takes time to load: the supervisor does without.
+"""
 
 import socket
 

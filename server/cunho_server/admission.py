@@ -40,8 +40,7 @@ class Admission:
         """Counts a call in the pace of its account. Refuses: TOO_MANY_CALLS."""
         account = _account(caller)
         # One of many calls, too, is alone when it is taken up late: the refusals of the others tell.
-        others = self._of_account[account] or (self.pace.behind and self._refused_of_account[account])
-        alone = not others
+        alone = not (self._of_account[account] or (self.pace.behind and self._refused_of_account[account]))
         if self.pace.let(account, alone=alone):
             return
         if seconds := self.pace.turn_seconds():

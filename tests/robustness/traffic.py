@@ -237,12 +237,12 @@ class _Client:
     async def _again(self, method: str, arguments: Arguments, request_id: str) -> None:
         """The call twice at once by one request id, on two servers; or a request id that was used before."""
         if self._chance.random() < 0.5 and self._board.sent:
-            return await self._reuse(method, arguments)
+            await self._reuse(method, arguments)
+            return
         calls = (self._call(method, arguments, request_id, client) for client in self._clients)
         for call in await asyncio.gather(*calls):
             if call.answer is not None and "operation" in call.answer:
                 await self._see_through(call.answer["operation"])
-        return None
 
     async def _reuse(self, method: str, arguments: Arguments) -> None:
         """The call by the request id of another one; or that one again, by who made it or by another account."""
@@ -259,10 +259,9 @@ class _Client:
         The owner copies it, or deletes it, or takes it back from who launches from it or lists it. An instance that is
         updated is updated twice.
         """
-        if method == "ListImages":
-            received = self._board.received.get((self._caller, arguments["region_id"]), [])
-            often = 0.3 if received else 0
-            return [self._taken_back(*self._chance.choice(received))] if self._chance.random() < often else []
+        received = method == "ListImages" and self._board.received.get((self._caller, arguments["region_id"]))
+        if received and self._chance.random() < 0.3:
+            return [self._taken_back(*self._chance.choice(received))]
         if method == "UpdateInstance" and self._chance.random() < 0.5:
             return [self._meanwhile(self._caller, method, {**arguments, "name": self._name(), "etag": None})]
         image_id = arguments.get("image_id", "")

@@ -83,7 +83,7 @@ def test_a_supervisor_over_a_database_with_a_catalogue_starts_without_grpc(serve
 
 
 def has_loaded_grpc(process: int) -> bool:
-    """Whether the process has it in its memory, which takes a start time that it would not need."""
+    """Whether the process has gRPC in its memory."""
     return "cygrpc" in Path(f"/proc/{process}/maps").read_text()
 
 
