@@ -7,7 +7,7 @@ of each object have one; what one call says of several objects at one moment is 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -592,16 +592,17 @@ class _Checking:
         found = linearizable.stuck(steps, initial[key[0]])
         if found is not None:
             end_ns = found.step.end
-            self._violated(" ".join(key), _told(found), end_ns)
+            self._violated(" ".join(key), _told(found, steps), end_ns)
 
 
 def _scope(call: Call) -> str:
     return f"operator:{OPERATOR}" if call.caller == OPERATOR else call.caller
 
 
-def _told(found: Stuck) -> str:
+def _told(found: Stuck, steps: Sequence[Step]) -> str:
+    """What has no order, and what was asked of the object before it ended: the calls that it must fit."""
+    assert found.step.end is not None, "whatever may happen at any time fits"
     states = "".join(f"\n    {state}" for state in found.states[:_SHOWN])
-    beside = "".join(f"\n    {step.what}" for step in found.beside[:_SHOWN])
-    return f"{found.step.what}\n  fits nothing that it could have been:{states}" + (
-        f"\n  with these under way:{beside}" if beside else ""
-    )
+    before = [step for step in sorted(steps, key=lambda step: step.begin) if step.begin <= found.step.end]
+    calls = "".join(f"\n    {each}" for each in dict.fromkeys(str(step.what) for step in before))
+    return f"{found.step.what}\n  fits nothing that it could have been:{states}\n  after and beside these:{calls}"

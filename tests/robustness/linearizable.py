@@ -47,8 +47,6 @@ class Stuck(NamedTuple):
     step: Step
     #: What the object could have been when it ended.
     states: Sequence[Any]
-    #: The other steps under way.
-    beside: Sequence[Step]
 
 
 class Undecided(Exception):
@@ -76,8 +74,7 @@ def stuck(steps: Sequence[Step], initial: Any) -> Stuck | None:
         found = {(state, done - {step}) for state, done in _led_to(step, branches, pending)}
         pending.discard(step)
         if not found:
-            states = list(dict.fromkeys(state for state, _ in branches))
-            return Stuck(step, states, [each for each in pending if each.reads is False])
+            return Stuck(step, list(dict.fromkeys(state for state, _ in branches)))
         branches = found
         step._known.clear()
     return None
