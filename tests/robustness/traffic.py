@@ -25,6 +25,7 @@ REGION_IDS = (GUANGZHOU, SHANGHAI)
 _NAMES = [f"name {number}" for number in range(8)]
 _CROWD = 50
 _INSTANCES_MAX = 4
+_MOVES = ("StartInstance", "StopInstance", "DeleteInstance")
 _WAIT_SECONDS = 10
 
 Arguments = Mapping[str, Any]
@@ -256,23 +257,42 @@ class _Client:
     def _rival(self, method: str, arguments: Arguments) -> list[Awaitable[Call]]:
         """What is asked of the same image meanwhile, now and then, so that the call loses what it relies on.
 
-        The owner copies it, or deletes it, or takes it back from who launches from it or lists it. An instance that is
-        updated is updated twice.
+        The owner copies it, or deletes it, or takes it back from who launches from it or lists it; launches from it while
+        deprecating it, and renames or shares it twice, or just when the operator says with how many. An instance, too, is
+        renamed twice, or moved by two.
         """
         received = method == "ListImages" and self._board.received.get((self._caller, arguments["region_id"]))
         if received and self._chance.random() < 0.3:
             return [self._taken_back(*self._chance.choice(received))]
         if method == "UpdateInstance" and self._chance.random() < 0.5:
             return [self._meanwhile(self._caller, method, {**arguments, "name": self._name(), "etag": None})]
-        image_id = arguments.get("image_id", "")
-        owner, _ = self._board.images.get(image_id, ("", ""))
-        copies = method == "CopyImage"
-        if owner == self._caller and self._chance.random() < (0.5 if copies else 0.1):
-            choose = self._chance.choice([self.delete_image] if copies else [self.copy_image, self.delete_image])
-            return [self._meanwhile(owner, *choose(image_id))]
+        if method in _MOVES and self._chance.random() < 0.5:
+            return [self._meanwhile(self._caller, self._chance.choice(_MOVES), arguments)]
+        owner, _ = self._board.images.get(arguments.get("image_id", ""), ("", ""))
+        if owner == self._caller:
+            return self._rival_of_owner(method, arguments)
         if owner and method == "CreateInstance" and self._chance.random() < 0.5:
-            return [self._meanwhile(owner, *self._take_back(image_id))]
+            return [self._meanwhile(owner, *self._take_back(arguments["image_id"]))]
+        if owner and method == "SetQuotaLimit of shares" and self._chance.random() < 0.5:
+            guests = {"account_ids": self._traffic.history.guests, "etag": None}
+            return [self._meanwhile(owner, "ShareImage", {"image_id": arguments["image_id"], **guests})]
         return []
+
+    def _rival_of_owner(self, method: str, arguments: Arguments) -> list[Awaitable[Call]]:
+        image_id = arguments["image_id"]
+        rivals, often = [self.copy_image(image_id), self.delete_image(image_id)], 0.1
+        if method == "CopyImage":
+            rivals, often = rivals[1:], 0.5
+        elif method == "DeprecateImage":
+            _, region_id = self._board.images[image_id]
+            launch = "CreateInstance", {"region_id": region_id, "image_id": image_id, "etag": None}
+            rivals, often = [*rivals, *3 * [launch]], 0.4
+        elif method == "UpdateImage":
+            rivals, often = [*rivals, *3 * [(method, {**arguments, "name": self._name()})]], 0.4
+        elif method == "ShareImage":
+            rivals, often = [*rivals, *3 * [(method, {**arguments, "account_ids": self._some()})]], 0.4
+        chosen = self._chance.choice(rivals)
+        return [self._meanwhile(self._caller, *chosen)] if self._chance.random() < often else []
 
     def _take_back(self, image_id: str) -> Any:
         return "UnshareImage", {"image_id": image_id, "account_ids": (self._caller,), "etag": None}
