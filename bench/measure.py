@@ -1,7 +1,7 @@
 """Measurements: what a call costs beside its limit, round by round, so that noise on the machine hits all alike."""
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -40,6 +40,11 @@ class Cost(NamedTuple):
         return self.server + self.postgresql
 
 
+def _typical(costs: Sequence[Cost]) -> Cost:
+    """The medians of what several rounds cost."""
+    return Cost(median(cost.server for cost in costs), median(cost.postgresql for cost in costs))
+
+
 @dataclass
 class Sample:
     """What a load of calls came to."""
@@ -65,7 +70,7 @@ class Sample:
     @property
     def cost(self) -> Cost:
         """What a call cost."""
-        return Cost(median(cost.server for cost in self.costs), median(cost.postgresql for cost in self.costs))
+        return _typical(self.costs)
 
     @property
     def load_share(self) -> float:
@@ -79,12 +84,17 @@ class Sample:
 
 
 class Compared(NamedTuple):
-    """A call beside its limit."""
+    """A call beside its limit, in as many rounds."""
 
     call: Call
     ours: Sample
     echo: Sample
-    statement: Cost
+    statements: Sequence[Cost]
+
+    @property
+    def statement(self) -> Cost:
+        """What the bare statements cost."""
+        return _typical(self.statements)
 
     @property
     def limit_us(self) -> float:
@@ -93,8 +103,12 @@ class Compared(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How many times the limit the call costs."""
-        return self.ours.cost.total / self.limit_us
+        """How many times the limit the call costs.
+
+        Of each round by itself: a machine is as fast in all of a round, and not in all rounds.
+        """
+        rounds = zip(self.ours.costs, self.echo.costs, self.statements, strict=True)
+        return median(ours.total / (echo.server + statement.total) for ours, echo, statement in rounds)
 
 
 class Bench:
@@ -106,14 +120,13 @@ class Bench:
 
     def compare(self, call: Call, *, rounds: int, seconds: float) -> Compared:
         """The call beside its limit: in each round the echo, the call, the statements."""
-        ours, echo, statements = Sample(CALLERS), Sample(CALLERS), []
+        compared = Compared(call, Sample(CALLERS), Sample(CALLERS), statements := [])
         with self._echo(call, CALLERS, seconds) as (server, load):
             for _ in range(rounds):
-                self._add(echo, call, load, server.number)
-                self.add(ours, call, seconds)
+                self._add(compared.echo, call, load, server.number)
+                self.add(compared.ours, call, seconds)
                 statements.append(self._stated(call, seconds))
-        statement = Cost(median(cost.server for cost in statements), median(cost.postgresql for cost in statements))
-        return Compared(call, ours, echo, statement)
+        return compared
 
     def sample(self, call: Call, connections: int, *, seconds: float, rate: float | None = None) -> Sample:
         """The call by so many connections; at a rate, or as often as it is answered."""

@@ -9,6 +9,7 @@ import pytest
 from bench.calls import CALLS
 from bench.child import child
 from bench.load import Lane, Load, Loaded
+from bench.measure import Compared, Cost, Sample
 from tests.world import World
 
 from cunho.v1 import GetImageRequest
@@ -29,6 +30,17 @@ def test_every_call_is_measured_beside_its_limit(tmp_path: Path) -> None:
         (call.name, connections) for call in CALLS for connections in ("2", "8")
     }
     assert [row["call"] for row in halves] == [*(call.name for call in CALLS), f"bare echo of {CALLS[0].name}"]
+
+
+def test_a_ratio_is_that_of_rounds_whatever_the_machine_did_between_them() -> None:
+    ours, echo = Sample(32), Sample(32)
+    compared = Compared(CALLS[0], ours, echo, [Cost(20, 80), Cost(40, 160), Cost(60, 240)])
+    ours.costs += [Cost(200, 50), Cost(400, 100), Cost(600, 150)]
+    echo.costs += [Cost(100, 0), Cost(200, 0), Cost(300, 0)]
+    assert compared.ratio == 250 / 200
+    ours.costs[1] = Cost(4000, 1000)  # the machine did something else
+    assert compared.ratio == 250 / 200
+    assert compared.limit_us == 400
 
 
 def test_growth_is_measured_by_the_number_of_images(tmp_path: Path) -> None:
