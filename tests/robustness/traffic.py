@@ -258,8 +258,8 @@ class _Client:
         """What is asked of the same image meanwhile, now and then, so that the call loses what it relies on.
 
         The owner copies it, or deletes it, or takes it back from who launches from it or lists it; launches from it while
-        deprecating it, and renames or shares it twice, or just when the operator says with how many. An instance, too, is
-        renamed twice, or moved by two.
+        deprecating it, renames it twice or another one alike, and shares it twice, or just when the operator says with how
+        many. An instance, too, is renamed twice, or moved by two.
         """
         received = method == "ListImages" and self._board.received.get((self._caller, arguments["region_id"]))
         if received and self._chance.random() < 0.3:
@@ -288,7 +288,9 @@ class _Client:
             launch = "CreateInstance", {"region_id": region_id, "image_id": image_id, "etag": None}
             rivals, often = [*rivals, *3 * [launch]], 0.4
         elif method == "UpdateImage":
-            rivals, often = [*rivals, *3 * [(method, {**arguments, "name": self._name()})]], 0.4
+            again = {**arguments, "name": self._name()}
+            same_name = {**arguments, "image_id": self._image_id(own=1) or image_id, "etag": None}
+            rivals, often = [*rivals, *2 * [(method, again)], *4 * [(method, same_name)]], 0.6
         elif method == "ShareImage":
             rivals, often = [*rivals, *3 * [(method, {**arguments, "account_ids": self._some()})]], 0.4
         chosen = self._chance.choice(rivals)
@@ -502,7 +504,7 @@ _CHOICES: Mapping[Callable[[_Client], Any], int] = {
     _Client.share_quota: 2,
 }
 _OPERATOR_CHOICES: Mapping[Callable[[_Client], Any], int] = {
-    _Client.image_limit: 1,
+    _Client.image_limit: 4,
     _Client.share_limit: 6,
     _Client.update_account: 4,
     _Client.get_account: 1,
