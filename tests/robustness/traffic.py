@@ -279,6 +279,7 @@ class _Client:
         return []
 
     def _rival_of_owner(self, method: str, arguments: Arguments) -> list[Awaitable[Call]]:
+        """The same, of what an owner asks: some of it is asked for together with what it would collide with."""
         image_id = arguments["image_id"]
         rivals, often = [self.copy_image(image_id), self.delete_image(image_id)], 0.1
         if method == "CopyImage":
