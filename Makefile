@@ -18,6 +18,8 @@ PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export GRPC_ENABLE_FORK_SUPPORT := 0
+# Without bytecode that is kept, each start of a server compiles a hundred files.
+unexport PYTHONDONTWRITEBYTECODE
 # A warning about newer versions would ask a registry for them.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 

@@ -35,7 +35,8 @@ apply            applies a catalogue to the database
 reflection       what lets grpcurl work without the protos
 protoset         the API as one file, for where there is no reflection
 healthy          what the health service answers
-metrics          what Prometheus is told
+metrics          what is counted for Prometheus
+exposition       the metrics of all processes, told over HTTP
 logs             the log, and the lines that calls leave in it
 tracing          spans of calls, by OpenTelemetry
 admin            channelz and reflection on a port for operators

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cunho_rules.shapes import account_id as id_problem
 from cunho_server import commands, settings
 from cunho_server.settings import Settings, SettingsError
 
@@ -53,8 +52,8 @@ def _refusals() -> tuple[type[Exception], ...]:
     from cunho_rules.refusals import Refusal
     from cunho_server.address import AddressError
     from cunho_server.catalog import CatalogError
+    from cunho_server.exposition import MetricsAddressError
     from cunho_server.keys import KeyFileError
-    from cunho_server.metrics import MetricsAddressError
     from cunho_server.probe import ProbeError
     from cunho_server.supervisor import StartError
     from cunho_storage.embedded import EmbeddedError
@@ -265,7 +264,9 @@ def _refuse(strays: Sequence[str], parser: _Parser) -> None:
 
 
 def _id(word: str) -> str:
-    if problem := id_problem(word):
+    from cunho_rules.shapes import account_id
+
+    if problem := account_id(word):
         raise argparse.ArgumentTypeError(f"{word!r} {problem}")
     return word
 

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cunho_server import keys
 from cunho_server.settings import Settings
-from cunho_server.tokens import Signer
 from cunho_storage import accounts, regions
 from cunho_storage.database import Database
 
@@ -30,6 +28,9 @@ async def register(database: Database) -> None:
 
 async def welcome(address: str, settings: Settings, database: Database) -> None:
     """Prints how to call the service."""
+    from cunho_server import keys  # now that it answers: to load them takes a while
+    from cunho_server.tokens import Signer
+
     async with database.connection() as connection:
         (region,) = await regions.list_(connection, after="", limit=1)
     signer = Signer(keys.development_key(settings.development_key), settings)

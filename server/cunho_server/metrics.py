@@ -1,19 +1,14 @@
-"""Metrics for Prometheus: counted by each process that answers calls, told for all of them by their supervisor.
+"""Metrics for Prometheus, counted in a process that answers calls. What tells them, for all processes, is `exposition`.
 
-Processes meet in a folder that the supervisor makes, see `exposed`; a single process, as in tests, keeps them to itself.
+A single process, as in tests, keeps them to itself.
 """
 
 import asyncio
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client import Counter, Gauge, Histogram
 
 from cunho_rules.refusals import Refusal
 from cunho_server import memory
@@ -50,15 +45,6 @@ _CPU = Gauge("cunho_process_cpu_seconds", "Processor time of each process.", mul
 
 #: How often what is no event is looked at, and how many looks later the operations are.
 _LOOK_SECONDS, _LOOKS = 1, 5
-
-_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-
-
-class MetricsAddressError(Exception):
-    """The address for metrics cannot be listened on; the message says what to do."""
-
-
-# --- in a process that answers calls
 
 
 def count(call: "Call") -> None:
@@ -112,62 +98,3 @@ def _calls(service: str, method: str, code: str) -> Counter:
 @lru_cache
 def _seconds(service: str, method: str) -> Histogram:
     return _SECONDS.labels(service, method)
-
-
-# --- in the supervisor
-
-
-class Exposed:
-    """The metrics of several processes, told over HTTP.
-
-    Attributes:
-        address: where, HOST:PORT with the port that was taken; "" if nowhere.
-        environment: what the processes need in theirs when they start.
-    """
-
-    def __init__(self, address: str, folder: str) -> None:
-        self.address = address
-        self.environment = {_FOLDER_VARIABLE: folder} if folder else {}
-
-    def forget(self, process: int) -> None:
-        """Drops what a process that has ended was at; what it counted stays."""
-        for folder in self.environment.values():
-            mark_process_dead(process, folder)  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def exposed(address: str) -> Iterator[Exposed]:
-    """Tells the metrics of processes to whoever asks for http://ADDRESS/metrics. Raises MetricsAddressError.
-
-    Args:
-        address: HOST:PORT; "" for nowhere.
-    """
-    if not address:
-        yield Exposed("", "")
-        return
-    folder = tempfile.mkdtemp(prefix="cunho-metrics-")
-    try:
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
-        with _served(address, registry) as served:
-            yield Exposed(served, folder)
-    finally:
-        shutil.rmtree(folder)
-
-
-@contextmanager
-def _served(address: str, registry: CollectorRegistry) -> Iterator[str]:
-    host, _, port = address.rpartition(":")
-    try:
-        server, thread = start_http_server(int(port), host.strip("[]"), registry)
-    except OSError as error:
-        raise MetricsAddressError(
-            f"cannot tell metrics on {address} ({error.strerror}): stop what listens there, or choose another address "
-            "with CUNHO_METRICS_ADDRESS"
-        ) from error
-    try:
-        yield f"{host}:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

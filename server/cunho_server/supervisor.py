@@ -1,6 +1,7 @@
 """The server's processes: started on one port, kept up, replaced without losing a call, stopped.
 
-This process answers no calls itself. It keeps the embedded PostgreSQL up as well.
+This process answers no calls itself. It keeps the embedded PostgreSQL up as well. What knows the database is imported
+once the processes load their code: whoever starts a server waits for both.
 """
 
 import asyncio
@@ -13,13 +14,11 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 
-from cunho_server import development, logs
+from cunho_server import logs
 from cunho_server.address import READY, reserved
-from cunho_server.metrics import Exposed, exposed
-from cunho_server.opening import embedded_connections, opened
+from cunho_server.exposition import Exposed, exposed
 from cunho_server.settings import Settings
 from cunho_storage import embedded
-from cunho_storage.installation import refuse_unfit
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +49,9 @@ async def serve(settings: Settings) -> None:
         settings = settings.model_copy(update={"address": address})
         async with AsyncExitStack() as stack:
             processes = await stack.enter_async_context(_loading(settings, metrics))
+            from cunho_server import development
+            from cunho_server.opening import opened
+
             dsn = await stack.enter_async_context(_postgresql(settings))
             database = await stack.enter_async_context(opened(settings, dsn))
             if settings.development:
@@ -244,6 +246,9 @@ async def _postgresql(settings: Settings) -> AsyncIterator[str]:
 
     Raises EmbeddedError; UnfitError if what is written to it could be lost.
     """
+    from cunho_server.opening import embedded_connections
+    from cunho_storage.installation import refuse_unfit
+
     if settings.database_url:
         await refuse_unfit(settings.database_url)
         yield settings.database_url

@@ -23,7 +23,7 @@ from tests.world import Postgres, World
 from cunho import Refused
 from cunho import v1 as pb
 from cunho_server import metrics
-from cunho_server.metrics import MetricsAddressError, exposed
+from cunho_server.exposition import MetricsAddressError, exposed
 from cunho_storage.database import Database, Usage
 
 ABSENT = pb.GetImageRequest(image_id="img-00000000").SerializeToString()

@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -81,6 +83,13 @@ def test_as_many_processes_answer_as_the_settings_say(server: Server) -> None:
 def test_a_supervisor_over_a_database_with_a_catalogue_starts_without_grpc(server: Server, tmp_path: Path) -> None:
     with serving(tmp_path, DATABASE_URL=server.dsn, PROCESSES=1) as other:
         assert [has_loaded_grpc(number) for number in (other.process.pid, *other.processes())] == [False, True]
+
+
+def test_a_supervisor_starts_processes_before_it_loads_what_knows_the_database() -> None:
+    program = (
+        "import sys, cunho_server.__main__, cunho_server.supervisor; print({'asyncpg', 'peewee'} & {*sys.modules})"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
 
 
 def has_loaded_grpc(process: int) -> bool:
