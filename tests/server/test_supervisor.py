@@ -1,5 +1,6 @@
 """The server's processes, from outside: on one port, kept up, replaced, stopped, and PostgreSQL coming and going."""
 
+import json
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ from tests.server_process import (
 )
 
 from cunho import Client, Refused, v1
+from cunho_server.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +87,34 @@ def test_a_supervisor_over_a_database_with_a_catalogue_starts_without_grpc(serve
         assert [has_loaded_grpc(number) for number in (other.process.pid, *other.processes())] == [False, True]
 
 
-def test_a_supervisor_starts_processes_before_it_loads_what_knows_the_database() -> None:
+def has_loaded_grpc(process: int) -> bool:
+    """Whether the process has gRPC in its memory."""
+    return "cygrpc" in Path(f"/proc/{process}/maps").read_text()
+
+
+def test_what_knows_the_database_is_not_loaded_before_the_processes_are_started() -> None:
     program = (
         "import sys, cunho_server.__main__, cunho_server.supervisor; print({'asyncpg', 'peewee'} & {*sys.modules})"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
 
 
-def has_loaded_grpc(process: int) -> bool:
-    """Whether the process has gRPC in its memory."""
-    return "cygrpc" in Path(f"/proc/{process}/maps").read_text()
+def test_a_process_that_serves_searches_for_garbage_again(server: Server) -> None:
+    program = """
+import gc, os
+from cunho_server import process
+write = os.write
+os.write = lambda file, data: write(file, f"{gc.isenabled()} {gc.get_freeze_count() > 10_000} ".encode() + data)
+process.main()
+"""
+    settings = Settings.model_validate({"data_dir": server.data_dir, "address": "127.0.0.1:0"})
+    told = {"settings": settings.model_dump(mode="json"), "dsn": server.dsn, "index": 0}
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(json.dumps(told).encode() + b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"True True ready\n"
 
 
 def test_calls_go_on_while_a_process_is_killed_and_another_takes_its_place(server: Server) -> None:
