@@ -30,8 +30,8 @@ def own_addresses(servers: Sequence[grpc.aio.Server]) -> Iterator[list[str]]:
 async def follow(pace: Pace, addresses: Sequence[str], taken_up: Callable[[], Sequence[int]]) -> None:
     """Keeps the pace to what the servers at the addresses take up in time, until cancelled.
 
-    Only the one with most calls since the last look is asked, because to ask costs as much as a call; all that have any
-    while the process is behind, or slowed for having been.
+    The one with most calls since the last look is asked, because to ask costs as much as a call. Only if it is in time
+    are the others with calls asked, too, while the process is behind, or slowed for having been.
 
     Args:
         taken_up: how many calls each of them has taken up.
@@ -46,9 +46,13 @@ async def follow(pace: Pace, addresses: Sequence[str], taken_up: Callable[[], Se
             nonlocal before
             now = [*taken_up()]
             calls, before = [*map(sub, now, before)], now
-            least = 1 if any(calls) and (pace.slowed or pace.behind) else max(calls)
-            asked = (stub for stub, number in zip(stubs, calls, strict=True) if number >= least)
-            return all(await asyncio.gather(*(_answers(stub, timeout_seconds) for stub in asked)))
+            busiest = calls.index(max(calls))
+            if not await _answers(stubs[busiest], timeout_seconds):
+                return False
+            if not (pace.slowed or pace.behind):
+                return True
+            others = (stub for at, stub in enumerate(stubs) if calls[at] and at != busiest)
+            return all(await asyncio.gather(*(_answers(stub, timeout_seconds) for stub in others)))
 
         await pace.follow(answer)
 

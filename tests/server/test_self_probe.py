@@ -97,6 +97,12 @@ async def test_all_with_calls_are_asked_while_the_process_is_behind(scene: Scene
 async def test_one_that_is_late_is_enough_to_be_behind(scene: Scene) -> None:
     scene.pace.calls_per_second = 50
     scene.servers[1].stuck = True
-    assert await scene.look(1, 1, 1) == (False, [1, 1, 1])
+    assert await scene.look(2, 1, 1) == (False, [1, 1, 1])
     scene.servers[1].stuck = False
-    assert await scene.look(1, 1, 1) == (True, [1, 1, 1])
+    assert await scene.look(2, 1, 1) == (True, [1, 1, 1])
+
+
+async def test_no_other_is_asked_once_the_one_with_most_calls_is_late(scene: Scene) -> None:
+    scene.pace.calls_per_second = 50
+    scene.servers[1].stuck = True
+    assert await scene.look(1, 2, 1) == (False, [0, 1, 0])
