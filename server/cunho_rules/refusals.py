@@ -349,7 +349,7 @@ REFUSALS: dict[Reason, Entry] = {
         Code.FAILED_PRECONDITION,
         "INS-1",
         "image {image_id} is in {image_region_id}, not in {region_id}",
-        "Choose an image of {region_id}, launch in {image_region_id}, or have its owner copy it with CopyImage.",
+        "Choose an image of {region_id}, launch in {image_region_id}, or have a custom image's owner copy it with CopyImage.",
     ),
     Reason.IMAGE_INCOMPATIBLE_WITH_INSTANCE_TYPE: _entry(
         Code.FAILED_PRECONDITION,
@@ -408,8 +408,8 @@ REFUSALS: dict[Reason, Entry] = {
     Reason.SHARE_QUOTA_EXCEEDED: _entry(
         Code.RESOURCE_EXHAUSTED,
         "SHR-8",
-        "image {image_id} is shared with {usage} of {limit} accounts: {requested} more do not fit",
-        "Unshare it from others first, name fewer accounts, or ask the operator for a higher limit.",
+        "image {image_id} may be shared with {limit} accounts: {usage} that keep it and {requested} more do not fit",
+        "Name fewer accounts, unshare it from others first, or ask the operator for a higher limit.",
     ),
     Reason.INSTANCE_BUSY: _entry(
         Code.ABORTED,
@@ -422,7 +422,7 @@ REFUSALS: dict[Reason, Entry] = {
         Code.FAILED_PRECONDITION,
         "INS-5",
         "instance {instance_id} is {state}: {action} needs {allowed}",
-        "Bring it to {allowed} first.",
+        "Bring it to {allowed} first; one that is FAILED can only be deleted.",
     ),
     Reason.INSTANCE_REGION_MISMATCH: _entry(
         Code.FAILED_PRECONDITION,

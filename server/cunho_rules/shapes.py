@@ -26,10 +26,10 @@ _UNSEEN = re.compile(
 Problem = Callable[[Any], str | None]
 
 
-def text(maximum: int, minimum: int = 0) -> Problem:
+def text(maximum: int, minimum: int = 0, *, trimmed: bool = False) -> Problem:
     """Text of `minimum` to `maximum` characters, in Unicode normal form C, every character visible.
 
-    Text that must not be empty must not begin or end with a blank either.
+    Text that is `trimmed`, or must not be empty, must not begin or end with a blank either.
     """
 
     def problem(value: str) -> str | None:
@@ -41,7 +41,7 @@ def text(maximum: int, minimum: int = 0) -> Problem:
             return f"must not contain control or invisible characters, has U+{ord(unseen[0]):04X}"
         if not unicodedata.is_normalized("NFC", value):
             return "must be in Unicode normal form C"
-        if minimum and value != value.strip():
+        if (minimum or trimmed) and value != value.strip():
             return "must not begin or end with a blank"
         return None
 
@@ -221,6 +221,7 @@ request_id = matching(
 etag = text(64)
 name = text(limits.NAME_LENGTH, 1)
 name_or_none = text(limits.NAME_LENGTH)
+image_name_or_none = text(limits.NAME_LENGTH, trimmed=True)
 description = text(limits.DESCRIPTION_LENGTH)
 family = matching(r"[a-z0-9.-]{1,60}", "1 to 60 characters of [a-z0-9.-]", optional=True)
 family_required = matching(r"[a-z0-9.-]{1,60}", "1 to 60 characters of [a-z0-9.-]")
@@ -265,7 +266,7 @@ PARTS: dict[str, dict[str, Shape]] = {
     "Software": {"name": name, "version": name},
     "Support": {"kind": Enum(required=True), "contact_uri": contact_uri, "note": description},
     "Deprecation": {"state": Enum(required=True), "replacement_image_id": image_id_or_none, "message": description},
-    "CopyImageRequest.Destination": {"region_id": region_id, "name": name_or_none},
+    "CopyImageRequest.Destination": {"region_id": region_id, "name": image_name_or_none},
     "Image": {
         "image_id": image_id,
         "name": name,
@@ -379,7 +380,7 @@ REQUESTS: dict[str, dict[str, Shape]] = {
         "target_account_ids": accounts,
         "zone_id": zone_id_or_none,
         "instance_type": instance_type_or_none,
-        "name": name_or_none,
+        "name": image_name_or_none,
         "force": anything,
     },
     "CreateInstanceRequest": {
@@ -411,7 +412,7 @@ REQUESTS: dict[str, dict[str, Shape]] = {
         "instance_id": instance_id,
         "actions": _actions(_INSTANCE_ACTIONS),
         "target_image_id": image_id_or_none,
-        "image_name": name_or_none,
+        "image_name": image_name_or_none,
     },
     "GetQuotaRequest": {
         "quota_id": Enum(required=True),
@@ -483,11 +484,17 @@ def _scope(needed_of_images: Sequence[str]) -> "Together":
     return find
 
 
+def _another(request: Any) -> Iterator[Violation]:
+    if request.image_id and request.image_id == request.deprecation.replacement_image_id:
+        yield Violation("deprecation.replacement_image_id", "must be another image")
+
+
 Together = Callable[[Any], Iterator[Violation]]
 
 #: What is wrong with the fields of a message together, by message name.
 TOGETHER: dict[str, Together] = {
     "Checksum": _digits,
+    "DeprecateImageRequest": _another,
     "GetQuotaRequest": _scope(("region_id",)),
     "SetQuotaLimitRequest": _scope(("account_id", "region_id")),
 }

@@ -112,9 +112,13 @@ CHANGING_PLACE = Beginning(
     )
 )
 _LIVE_IMAGES = (ImageRow.owner_account_id == arg("account_id")) & (ImageRow.state != literal("DELETED"))
+#: As much as a bigint holds: of two images of the largest size, the sum is more.
+_MOST = SQL("9223372036854775807")
 #: The bytes that an account stores in a region, and whether it has another image of the name there.
 HELD = ImageRow.select(
-    fn.COALESCE(fn.SUM(ImageRow.size_bytes).filter(ImageRow.state != "FAILED"), SQL("0")).cast("bigint"),
+    fn.LEAST(fn.COALESCE(fn.SUM(ImageRow.size_bytes).filter(ImageRow.state != "FAILED"), SQL("0")), _MOST).cast(
+        "bigint"
+    ),
     fn.COALESCE(fn.BOOL_OR((ImageRow.name == arg("name")) & (ImageRow.image_id != arg("except_id"))), SQL("false")),
 ).where(_LIVE_IMAGES & (ImageRow.region_id == arg("region_id")))
 _SEE_PLACE = Statement(together(first_row(COUNTER), first_row(HELD)))

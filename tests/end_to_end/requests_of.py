@@ -250,7 +250,7 @@ def _values(ids: Ids) -> dict[str, Any]:
         "region_id": GUANGZHOU,
         "Destination.region_id": SHANGHAI,
         "region_ids": [GUANGZHOU],
-        "replacement_image_id": ids.image_id,
+        "replacement_image_id": None,
         "request_id": "7f1f6c1e-3b6f-4f6e-9d0e-2c5c5a8b6d21",
         "target_account_ids": [ids.account_id],
         "target_image_id": ids.image_id,

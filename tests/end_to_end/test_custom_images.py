@@ -18,6 +18,7 @@ from tests.end_to_end.steps import (
     detail_of,
     import_image,
     names,
+    publish,
     refused,
     rename,
     suspend,
@@ -802,6 +803,28 @@ def test_each_destination_of_a_copy_has_its_own_result(world: World) -> None:
         owner.copy_image(
             image_id=image.image_id, destinations=[v1.CopyImageRequest.Destination(region_id=SHANGHAI, name="third")]
         )
+
+
+@pytest.mark.rule("ALL-5", "SEL-4")
+@pytest.mark.parametrize("name", [" ", "web ", " web"])
+def test_a_copy_is_given_no_name_that_an_image_may_not_have(world: World, name: str) -> None:
+    owner = world.tenant(GUANGZHOU, SHANGHAI)
+    image = world.image(owner, "web")
+    destination = v1.CopyImageRequest.Destination(region_id=SHANGHAI, name=name)
+    problem = "must not begin or end with a blank"
+    with refused("INVALID_ARGUMENT", "INVALID_REQUEST", "ALL-5", problems=f"destinations[0].name: {problem}"):
+        owner.copy_image(image_id=image.image_id, destinations=[destination])
+    with refused("INVALID_ARGUMENT", "INVALID_REQUEST", "ALL-5", problems=f"name: {problem}"):
+        owner.check_image_actions(image_id=image.image_id, actions=["UpdateImage"], name=name)
+
+
+@pytest.mark.rule("CUS-5")
+def test_images_that_are_together_larger_than_a_number_can_tell_take_places_as_any(world: World) -> None:
+    owner, largest = world.tenant(), publish(world.operator, "largest", size_bytes=2**62)
+    instance = world.launch(owner, largest.image_id)
+    images = [world.image(owner, name, instance_id=instance.instance_id) for name in ("one", "two", "three")]
+    rename(owner, images[0].image_id, "four")
+    assert names(owner.list_images(region_id=GUANGZHOU, filter="kind = CUSTOM")) == ["four", "three", "two"]
 
 
 @pytest.mark.rule("CUS-12")

@@ -47,7 +47,7 @@ def told(world: World) -> str:
         "moving it costs 0.000 CNY",
         "has 10 of 10 custom images in ap-guangzhou",
         "ShareImage with 49 accounts at once: 50 of 50",
-        "is shared with 50 of 50 accounts: 1 more do not fit",
+        "may be shared with 50 accounts: 50 that keep it and 1 more do not fit",
         "refused FAILED_PRECONDITION, IMAGE_SHARED, rule CUS-11:",
         "50 shares ended",
         "is STATE_RUNNING; its image is no longer there to launch from",

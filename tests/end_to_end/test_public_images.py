@@ -134,6 +134,14 @@ def test_nobody_can_pose_as_a_family_of_the_operators(world: World) -> None:
     assert resolved.name == "Debian 12 64bit"
 
 
+@pytest.mark.rule("ALL-5")
+def test_no_image_is_its_own_replacement(world: World) -> None:
+    image_id = publish(world.operator, "replaces itself").image_id
+    problems = "deprecation.replacement_image_id: must be another image"
+    with refused("INVALID_ARGUMENT", "INVALID_REQUEST", "ALL-5", problems=problems):
+        deprecate(world.operator, image_id, DEPRECATED, replacement_image_id=image_id)
+
+
 @pytest.mark.rule("PUB-4")
 def test_a_deprecated_image_launches_with_a_warning_that_names_its_replacement(world: World) -> None:
     caller, operator = world.tenant(), world.operator

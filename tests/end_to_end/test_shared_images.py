@@ -209,7 +209,7 @@ def test_an_image_is_shared_with_at_most_50_accounts_the_whole_batch_or_none(wor
         owner.share_image(image_id=image_id, account_ids=crowd[48:51])
     (violation,) = detail_of(caught.value, QuotaFailure).violations
     assert violation.subject == f"image_id:{image_id}"
-    assert "48 of 50" in violation.description
+    assert "50 accounts: 48 that keep it and 3 more" in violation.description
     assert_explained(
         caught.value,
         owner.check_image_actions(image_id=image_id, actions=["ShareImage"], target_account_ids=crowd[48:51]),
@@ -243,6 +243,11 @@ def test_setting_the_whole_list_counts_only_what_stays_and_what_comes(world: Wor
     )
     assert shared(owner, image_id) == crowd[2:52]
     owner.set_image_shares(image_id=image_id, account_ids=crowd[:1])
+    with refused(
+        "RESOURCE_EXHAUSTED", "SHARE_QUOTA_EXCEEDED", "SHR-8", **said | {"usage": 0, "requested": 51}
+    ) as caught:
+        owner.set_image_shares(image_id=image_id, account_ids=crowd[1:])
+    assert "50 accounts: 0 that keep it and 51 more do not fit" in str(caught.value)
     assert shared(owner, image_id) == crowd[:1]
 
 
