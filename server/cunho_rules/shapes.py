@@ -484,6 +484,13 @@ def _scope(needed_of_images: Sequence[str]) -> "Together":
     return find
 
 
+def _numbered(request: Any) -> Iterator[Violation]:
+    added = len(f"-{request.count}") if request.count > 1 else 0
+    if added and len(request.name) + added > limits.NAME_LENGTH:
+        problem = f"must have at most {limits.NAME_LENGTH - added} characters with a count of {request.count}"
+        yield Violation("name", f"{problem}, has {len(request.name)}")
+
+
 def _another(request: Any) -> Iterator[Violation]:
     if request.image_id and request.image_id == request.deprecation.replacement_image_id:
         yield Violation("deprecation.replacement_image_id", "must be another image")
@@ -494,6 +501,7 @@ Together = Callable[[Any], Iterator[Violation]]
 #: What is wrong with the fields of a message together, by message name.
 TOGETHER: dict[str, Together] = {
     "Checksum": _digits,
+    "CreateInstanceRequest": _numbered,
     "DeprecateImageRequest": _another,
     "GetQuotaRequest": _scope(("region_id",)),
     "SetQuotaLimitRequest": _scope(("account_id", "region_id")),

@@ -10,9 +10,9 @@ from cunho import v1 as pb
 from cunho.v1 import image_service_pb2_grpc
 from cunho_rules import actions, shapes
 from cunho_rules.model import Caller, Facts, Image, ImageState, JudgedImage, Upload, etag
-from cunho_rules.refusals import Refusal
+from cunho_rules.refusals import Refusal, Violation, malformed
 from cunho_server import explaining, making, messages, shown, status
-from cunho_server.servicer import Mutation, Servicer, all_of, one_region
+from cunho_server.servicer import PAGE_SIZE_BYTES, Mutation, Servicer, all_of, one_region
 from cunho_server.shape import masked
 from cunho_storage import accounts, facts_of, images, instances, regions, shares
 from cunho_storage.database import Connection
@@ -32,9 +32,13 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
         caller = context.caller
         async with self.reading() as connection:
             found = await images.get_some(connection, request.image_ids, caller.account_id)
-        return pb.BatchGetImagesResponse(
+        response = pb.BatchGetImagesResponse(
             results=[_result(caller, image_id, found.get(image_id)) for image_id in request.image_ids]
         )
+        if (size_bytes := response.ByteSize()) > PAGE_SIZE_BYTES:
+            problem = f"must be fewer: their images are {size_bytes} bytes, and at most {PAGE_SIZE_BYTES} are sent"
+            raise malformed([Violation("image_ids", problem)])
+        return response
 
     async def ListImages(self, request: pb.ListImagesRequest, context: Any) -> Any:
         caller = context.caller

@@ -34,7 +34,7 @@ Answer = TypeVar("Answer", bound=Message)
 Row = TypeVar("Row")
 
 #: A page ends early rather than be larger than this: clients accept 4 MiB unless told otherwise.
-_PAGE_SIZE_BYTES = 3 << 20
+PAGE_SIZE_BYTES = 3 << 20
 
 _WITHOUT_LOCK = requests.Beginning()
 
@@ -180,7 +180,7 @@ def _fitting(sizes_bytes: Iterable[int]) -> int:
     total_bytes = number = 0
     for size_bytes in sizes_bytes:
         total_bytes += size_bytes
-        if number and total_bytes > _PAGE_SIZE_BYTES:
+        if number and total_bytes > PAGE_SIZE_BYTES:
             break
         number += 1
     return number
