@@ -323,7 +323,9 @@ def uri_allowed(facts: Facts) -> Refusal | None:
     """The URI is an https URI of an allowed host, without credentials."""
     assert facts.upload is not None
     if problem := uri_problem(facts.upload.uri, facts.upload.allowed_hosts):
-        return Refusal(Reason.IMPORT_URI_NOT_ALLOWED, problem=problem, allowed=[*facts.upload.allowed_hosts])
+        return Refusal(
+            Reason.IMPORT_URI_NOT_ALLOWED, problem=problem, allowed=[*facts.upload.allowed_hosts] or ["none"]
+        )
     return None
 
 

@@ -93,8 +93,9 @@ def test_an_image_is_imported_in_the_format_of_its_name(run: Run) -> None:
     run(*IMPORT, "--name", "other", "--format", "vhd", code=5)
 
 
-def test_a_file_without_a_known_ending_needs_its_format(run: Run) -> None:
-    assert "--format" in run(*(word.replace(".qcow2", ".zip") for word in IMPORT), "--name", "x", code=2).err
+@pytest.mark.parametrize("ending", [".zip", ".img"])
+def test_a_file_without_a_known_ending_needs_its_format(run: Run, ending: str) -> None:
+    assert "--format" in run(*(word.replace(".qcow2", ending) for word in IMPORT), "--name", "x", code=2).err
 
 
 def test_a_copy_that_is_refused_in_one_region_is_made_in_the_others(world: World, tenant: Tenant, run: Run) -> None:

@@ -236,9 +236,8 @@ def import_(
 
 
 def _format(uri: str) -> str:
-    """The format that the ending of the file's name says. Raises MisuseError."""
-    ending = PurePosixPath(urlsplit(uri).path).suffix[1:].lower()
-    format = {"img": "raw"}.get(ending, ending)
+    """The format that the ending of the file's name says; ".img" says none. Raises MisuseError."""
+    format = PurePosixPath(urlsplit(uri).path).suffix[1:].lower()
     if format not in get_args(Format):
         known = ", ".join(get_args(Format))
         raise MisuseError(f"the name of the file does not end in a format: name it by --format, one of {known}")
