@@ -57,7 +57,7 @@ async def judged(connection: Connection, caller: Caller, image: JudgedImage) -> 
     whole = await images.get(connection, image.image_id, caller.account_id)
     if whole is None or whole.version != image.version:
         raise Conflict("image")
-    return messages.image(caller, whole._replace(share_count=image.share_count))
+    return messages.image(caller, whole._replace(share_count=image.share_count, share_limit=image.share_limit))
 
 
 async def page(connection: Connection, caller: Caller, asked: images.Asked) -> list[Entry]:

@@ -273,14 +273,15 @@ class Model:
         account.limits = {region_id: account.limits.get(region_id, IMAGES_LIMIT) for region_id in wanted}
         account.state = state or account.state
 
-    def set_images_limit(self, caller: str, account_id: str, region_id: str, limit: int) -> None:
+    def set_images_limit(self, caller: str, account_id: str, region_id: str, limit: int) -> dict[str, int]:
         account = self._account(caller, account_id)
         refuse(when(caller != OPERATOR, "OPERATOR_ROLE_REQUIRED", action="SetQuotaLimit"))
         refuse(self._not_in_region(account_id, region_id))
         refuse(_below_usage("CUSTOM_IMAGES", limit, self.images_used(account_id, region_id)))
         account.limits[region_id] = limit
+        return self.images_quota(caller, account_id, region_id)
 
-    def set_shares_limit(self, caller: str, image_id: str, limit: int) -> None:
+    def set_shares_limit(self, caller: str, image_id: str, limit: int) -> dict[str, int]:
         image = self._image(caller, image_id)
         refuse(
             when(caller != OPERATOR, "OPERATOR_ROLE_REQUIRED", action="SetQuotaLimit"),
@@ -288,6 +289,7 @@ class Model:
         )
         refuse(_below_usage("SHARES_PER_IMAGE", limit, len(image.shares)))
         image.shares_limit = limit
+        return self.shares_quota(caller, image_id)
 
     def images_quota(self, caller: str, account_id: str, region_id: str) -> dict[str, int]:
         """Limit and usage, by the names of cunho.v1.Quota."""

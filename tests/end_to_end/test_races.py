@@ -617,6 +617,22 @@ def test_a_list_of_shares_is_of_one_moment(servers: Servers) -> None:
         assert listing.result(10) == [recipient.account_id]
 
 
+@pytest.mark.rule("SHR-8")
+def test_a_share_that_adds_nobody_tells_count_and_limit_of_one_moment(servers: Servers) -> None:
+    owner, recipient, shared = shared_image(servers)
+    other = servers.one.tenant()
+    owner.share_image(image_id=shared.image_id, account_ids=[other.account_id])
+    with races.held_between_statements() as window, ThreadPoolExecutor(1) as threads:
+        again = threads.submit(owner.share_image, image_id=shared.image_id, account_ids=[recipient.account_id])
+        assert window.reached.wait(10)
+        owner.unshare_image(image_id=shared.image_id, account_ids=[other.account_id])
+        of_image = QuotaId.QUOTA_ID_SHARES_PER_IMAGE
+        servers.other.operator.set_quota_limit(quota_id=of_image, image_id=shared.image_id, limit=1)
+        window.open.set()
+        sharing = again.result(10).image.sharing
+    assert (sharing.account_count, sharing.account_limit) == (2, 50)
+
+
 # --- one request, sent again and again
 
 

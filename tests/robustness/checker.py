@@ -9,6 +9,7 @@ of each object have one; what one call says of several objects at one moment is 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from tests.end_to_end.model import Model
@@ -504,17 +505,14 @@ class _Checking:
         self._step(("place", *key), call, self._place(*key).limit(call, limit))
 
     def _share_quota(self, call: Call) -> None:
-        image_id, answer = call.arguments["image_id"], call.answer
-        self._ask(
-            call,
-            lambda of: of.shares_quota(call.caller, image_id),
-            lambda told: answer is None or (told["limit"], told["usage"]) == (answer["limit"], answer["usage"]),
-            reads=True,
-        )
+        image_id = call.arguments["image_id"]
+        right = partial(objects.same_quota, answer=call.answer)
+        self._ask(call, lambda of: of.shares_quota(call.caller, image_id), right, reads=True)
 
     def _share_limit(self, call: Call) -> None:
         image_id, limit = call.arguments["image_id"], call.arguments["limit"]
-        self._ask(call, lambda of: of.set_shares_limit(OPERATOR, image_id, limit))
+        right = partial(objects.same_quota, answer=call.answer)
+        self._ask(call, lambda of: of.set_shares_limit(OPERATOR, image_id, limit), right)
 
     # --- steps
 

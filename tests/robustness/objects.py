@@ -224,6 +224,11 @@ class Place(NamedTuple):
     limit: int = model.IMAGES_LIMIT
 
 
+def same_quota(told: Mapping[str, int], answer: Answer | None) -> bool:
+    """Whether a quota was answered as the model tells it; what was not answered is not known."""
+    return answer is None or (told["limit"], told["usage"]) == (answer["limit"], answer["usage"])
+
+
 class Places:
     """Steps of one place."""
 
@@ -256,14 +261,18 @@ class Places:
 
     def limit(self, call: Call, limit: int) -> Callable[[Place], Place | None]:
         """The operator sets how many images there may be, or is refused."""
-        return self._asked(call, lambda of: of.set_images_limit(OPERATOR, self._owner, self._region_id, limit))
+
+        def ask(of: Model) -> Any:
+            return of.set_images_limit(OPERATOR, self._owner, self._region_id, limit)
+
+        return self._asked(call, ask, lambda told: same_quota(told, call.answer))
 
     def quota(self, answer: Answer) -> Callable[[Place], Place | None]:
         """The quota is read."""
 
         def step(state: Place) -> Place | None:
             told = self._model(state).images_quota(self._owner, self._owner, self._region_id)
-            return state if (told["limit"], told["usage"]) == (answer["limit"], answer["usage"]) else None
+            return state if same_quota(told, answer) else None
 
         return step
 
@@ -271,13 +280,16 @@ class Places:
         """Ids and names of all images are read at once."""
         return lambda state: state if {(image_id, name) for image_id, name, _ in state.images} == images else None
 
-    def _asked(self, call: Call, ask: Ask) -> Callable[[Place], Place | None]:
+    def _asked(
+        self, call: Call, ask: Ask, right: Callable[[Any], bool] = lambda told: True
+    ) -> Callable[[Place], Place | None]:
         def step(state: Place) -> Place | None:
             asked = self._model(state)
             if call.answer is None:
                 return state if refused(call, lambda: ask(asked)) else None
             try:
-                ask(asked)
+                if not right(ask(asked)):
+                    return None
             except model.Refused:
                 return None
             return Place(

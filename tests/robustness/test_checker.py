@@ -214,6 +214,20 @@ def a_limit_below_usage(tale: Tale) -> None:
 
 
 @wrong(PLACE)
+def a_limit_that_was_set_and_is_told_wrongly(tale: Tale) -> None:
+    limits: dict[str, Any] = {"account_id": ANN, "region_id": GUANGZHOU, "limit": 5}
+    tale.call(10, 11, OPERATOR, "SetQuotaLimit of images", {"limit": 5, "usage": 1}, **limits)
+    tale.limits[ANN] = 5
+
+
+@wrong(IMAGE)
+def a_limit_of_shares_that_was_set_and_is_told_wrongly(tale: Tale) -> None:
+    tale.made("img-1")
+    tale.call(10, 11, OPERATOR, "SetQuotaLimit of shares", {"limit": 5, "usage": 1}, image_id="img-1", limit=5)
+    tale.changed("img-1", shares_limit=5)
+
+
+@wrong(PLACE)
 def a_name_twice(tale: Tale) -> None:
     tale.made("img-1", name="web")
     tale.made("img-2", 10, name="web")
