@@ -36,19 +36,21 @@ async def apply(database: Database, catalog: Catalog) -> Applied:
         await regions.put_types(
             connection, [InstanceType(*(getattr(each, field) for field in _TYPE)) for each in catalog.instance_types]
         )
-        for image in catalog.images:
+        for number, image in enumerate(catalog.images):
             for region_id in image.region_ids:
-                done.append(await _apply_image(connection, region_id, image, problems))
+                done.append(await _apply_image(connection, region_id, image, number, problems))
         if problems:
             raise CatalogError("\n".join(problems))
     return Applied(done.count("published"), done.count("changed"), done.count("unchanged"))
 
 
-async def _apply_image(connection: Connection, region_id: str, wanted: CatalogImage, problems: list[str]) -> str:
+async def _apply_image(
+    connection: Connection, region_id: str, wanted: CatalogImage, number: int, problems: list[str]
+) -> str:
     values = making.public(ids.new("img"), wanted.request) | {"region_id": region_id}
     stored = await images.public_by_name(connection, region_id, wanted.request.name)
     if stored is None:
-        await images.add(connection, values | _deprecation(wanted))
+        await images.add(connection, values | _deprecation(wanted), number)
         return "published"
     if differing := [field for field in _FIXED if getattr(stored, field) != values[field]]:
         problems.append(

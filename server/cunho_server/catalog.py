@@ -122,7 +122,7 @@ class CatalogImage:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Everything that a file declares, in its order."""
+    """Everything that a file declares, in its order; of the builds of one [[image]] X86_64 comes last."""
 
     regions: tuple[CatalogRegion, ...]
     instance_types: tuple[CatalogInstanceType, ...]
@@ -189,7 +189,8 @@ class _Image:
     regions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     def images(self, every_region_id: tuple[str, ...]) -> Iterator[CatalogImage]:
-        for build in self.build:
+        # A family resolves to the build that is published last, so X86_64 comes after I386, and that after ARM64.
+        for build in sorted(self.build, key=lambda build: build.architecture):
             request = PublishImageRequest(
                 name=build.name,
                 description=self.description,

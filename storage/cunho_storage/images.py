@@ -166,10 +166,11 @@ async def copies(connection: Connection, image_id: str) -> int:
 # --- writes
 
 _NEW = tuple(field for field in IMAGE_COLUMNS if field.name not in ("create_time", "update_time"))
+#: A transaction has one time; what it adds has an order by a microsecond for each number.
+_ADDED = SQL("now()") + arg("number", "int") * SQL("interval '1 microsecond'")
 _ADD = Statement(
     ImageRow.insert(
-        {field: arg(field.name) for field in _NEW}
-        | {ImageRow.create_time: SQL("now()"), ImageRow.update_time: SQL("now()")}
+        {field: arg(field.name) for field in _NEW} | {ImageRow.create_time: _ADDED, ImageRow.update_time: _ADDED}
     )
 )
 _CHANGED = {ImageRow.version: ImageRow.version + SQL("1"), ImageRow.update_time: SQL("now()")}
@@ -273,9 +274,13 @@ async def keep(connection: Connection, messages: Mapping[tuple[str, int], bytes]
     )
 
 
-async def add(connection: Connection, values: Mapping[str, Any]) -> None:
-    """Adds an image of these column values; times are set here. Whose place it takes is counted by `accounts`."""
-    await connection.run(_ADD, **values)
+async def add(connection: Connection, values: Mapping[str, Any], number: int = 0) -> None:
+    """Adds an image of these column values; times are set here. Whose place it takes is counted by `accounts`.
+
+    Args:
+        number: among what the transaction adds: of two images the one of the higher number is the newer.
+    """
+    await connection.run(_ADD, **values, number=number)
 
 
 async def update(connection: Connection, image: Image) -> None:

@@ -257,7 +257,7 @@ def test_regions_and_instance_types_come_in_exact_units(tmp_path: Path) -> None:
 
 
 def test_each_build_is_an_image_to_publish(tmp_path: Path) -> None:
-    first, second, _ = read_text(tmp_path, VALID).images
+    second, first, _ = read_text(tmp_path, VALID).images
     assert first == CatalogImage(
         region_ids=("north", "south"),
         request=PublishImageRequest(

@@ -1,0 +1,115 @@
+"""What applying a catalogue changes, and what it leaves as it was. What a file may say is tested elsewhere."""
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests import world as worlds
+from tests.world import CATALOG, GUANGZHOU, ZONES, Postgres, World
+
+from cunho import v1
+from cunho_server import opening
+from cunho_server.apply import Applied
+from cunho_server.settings import Settings
+
+X86_64, I386, ARM64 = "X86_64", "I386", "ARM64"
+
+#: Regions and instance types: what every file here begins with.
+PLACES = CATALOG.read_text().partition("[[image]]")[0]
+
+RETIRED = """
+deprecation.state = "DEPRECATED"
+deprecation.message = "A newer one is out."
+"""
+
+Apply = Callable[..., Applied]
+
+
+@pytest.fixture
+def apply(world: World, tmp_path: Path) -> Apply:
+    """Applies a file of the usual regions and what is given; what that did."""
+    return lambda *parts: applied(world.settings, tmp_path, PLACES + "".join(parts))
+
+
+def applied(settings: Settings, folder: Path, text: str) -> Applied:
+    """What applying a file of that text does."""
+    file = folder / "cloud.toml"
+    file.write_text(text)
+    return asyncio.run(opening.apply_catalog(settings, file))
+
+
+def image(family: str, *builds: tuple[str, str], deprecation: str = "") -> str:
+    """An [[image]] of these names and architectures, with lines about its retirement."""
+    return f"""
+[[image]]
+family = "{family}"
+os.family = "LINUX"
+os.platform = "rolling"
+min_disk_gib = 10
+support.kind = "COMMUNITY"
+support.contact_uri = "https://rolling.example"
+{deprecation}
+""" + "".join(build(name, architecture) for name, architecture in builds)
+
+
+def build(name: str, architecture: str) -> str:
+    return f"""
+[[image.build]]
+name = "{name}"
+architecture = "{architecture}"
+boot_mode = "UEFI"
+content_uri = "store:rolling.qcow2"
+size_bytes = 1
+"""
+
+
+def new_family() -> str:
+    return f"rolling-{uuid.uuid4().hex[:8]}"
+
+
+def resolved(world: World, family: str, region_id: str = GUANGZHOU, architecture: str = "UNSPECIFIED") -> str:
+    """The name of what a family is in a region."""
+    wanted = v1.Architecture.Value(f"ARCHITECTURE_{architecture}")
+    return world.operator.resolve_image(region_id=region_id, family=family, architecture=wanted).name
+
+
+# --- which is the newest
+
+
+def test_of_builds_that_one_file_publishes_the_last_is_the_newest_in_every_region(world: World, apply: Apply) -> None:
+    family = new_family()
+    names = [f"{family} {number}" for number in range(6)]
+    old = [image(family, (name, X86_64), deprecation=RETIRED) for name in names[:-1]]
+    assert apply(*old, image(family, (names[-1], X86_64))) == Applied(18, 0, 0)
+    for region_id in ZONES:
+        assert resolved(world, family, region_id) == names[-1]
+        newest_first = world.operator.list_images(region_id=region_id, filter=f"family = {family}")
+        assert [each.name for each in newest_first] == names[::-1]
+
+
+def test_of_builds_of_one_architecture_in_one_entry_the_last_is_the_newest(world: World, apply: Apply) -> None:
+    family = new_family()
+    apply(image(family, *((f"{family} {number}", X86_64) for number in range(6))))
+    assert resolved(world, family) == f"{family} 5"
+
+
+def test_a_family_is_the_64_bit_build_of_its_last_entry_unless_another_architecture_is_asked_for(
+    world: World, apply: Apply
+) -> None:
+    family, architectures = new_family(), (X86_64, I386, ARM64)
+    apply(*(image(family, *((f"{family} {number} {each}", each) for each in architectures)) for number in range(4)))
+    assert resolved(world, family) == f"{family} 3 {X86_64}"
+    for each in architectures:
+        assert resolved(world, family, architecture=each) == f"{family} 3 {each}"
+
+
+def test_a_region_that_is_added_later_has_the_same_newest_builds(postgres: Postgres, tmp_path: Path) -> None:
+    family, added = new_family(), PLACES.partition("[[region]]")[2].partition("[[region]]")[0]
+    images = [image(family, (f"{family} {number}", X86_64)) for number in range(6)]
+    with worlds.world(postgres) as world:
+        applied(world.settings, tmp_path, "".join((PLACES, *images)))
+        north = f"[[region]]{added}".replace(GUANGZHOU, "north")
+        assert applied(world.settings, tmp_path, "".join((PLACES, north, *images))) == Applied(6, 0, 18)
+        assert resolved(world, family, "north") == resolved(world, family) == f"{family} 5"
