@@ -44,14 +44,21 @@ def postgresql(settings: Settings) -> Iterator[str]:
 @asynccontextmanager
 async def opened(settings: Settings, dsn: str) -> AsyncIterator[Database]:
     """The database, its schema up to date, its catalogue loaded if it had none."""
-    for name in await migrations.migrate(dsn):
-        log.info("applied migration %s", name)
-    database = database_of(settings, dsn)
-    try:
+    async with _migrated(settings, dsn) as database:
         async with database.connection() as connection:
             empty = not await regions.list_(connection, after="", limit=1)
         if empty:
             await _fill(database, settings.catalog)
+        yield database
+
+
+@asynccontextmanager
+async def _migrated(settings: Settings, dsn: str) -> AsyncIterator[Database]:
+    """The database, its schema up to date, with what is in it."""
+    for name in await migrations.migrate(dsn):
+        log.info("applied migration %s", name)
+    database = database_of(settings, dsn)
+    try:
         yield database
     finally:
         await database.close()
@@ -92,11 +99,11 @@ async def pending(settings: Settings) -> list[str]:
 
 
 async def apply_catalog(settings: Settings, path: Path) -> "Applied":
-    """Applies a catalogue file to the database; what that did. Raises CatalogError."""
+    """Applies a catalogue file to the database, and no other if that is empty; what that did. Raises CatalogError."""
     from cunho_server import catalog
     from cunho_server.apply import apply
 
     wanted = catalog.read(path)
     with postgresql(settings) as dsn:
-        async with opened(settings, dsn) as database:
+        async with _migrated(settings, dsn) as database:
             return await apply(database, wanted)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests import world as worlds
-from tests.world import CATALOG, GUANGZHOU, ZONES, Postgres, World
+from tests.world import CATALOG, FRANKFURT, GUANGZHOU, SHANGHAI, ZONES, Postgres, World
 
 from cunho import v1
 from cunho_server import opening
@@ -113,3 +113,23 @@ def test_a_region_that_is_added_later_has_the_same_newest_builds(postgres: Postg
         north = f"[[region]]{added}".replace(GUANGZHOU, "north")
         assert applied(world.settings, tmp_path, "".join((PLACES, north, *images))) == Applied(6, 0, 18)
         assert resolved(world, family, "north") == resolved(world, family) == f"{family} 5"
+
+
+# --- what is applied
+
+
+def test_an_empty_database_has_what_the_first_file_applied_declares_and_no_more(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    settings = postgres.settings(postgres.empty_database(), catalog=None)
+    assert applied(settings, tmp_path, CATALOG.read_text()) == Applied(12, 0, 0)
+    assert regions_of(settings) == [GUANGZHOU, SHANGHAI, FRANKFURT]
+
+
+def regions_of(settings: Settings) -> list[str]:
+    """The regions of a database, once a server has started over it."""
+    world = World(settings.database_url, settings, None)
+    try:
+        return [each.region_id for each in world.operator.list_regions()]
+    finally:
+        world.stop()
