@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from cunho_rules.model import DeprecationState, Image, InstanceType, Region
+from cunho_rules.model import Image, InstanceType, Region
 from cunho_server import ids, making
 from cunho_server.catalog import Catalog, CatalogError, CatalogImage
 from cunho_storage import images, regions
@@ -10,7 +10,7 @@ from cunho_storage.database import Connection, Database
 
 #: What the file may change of an image that is published. The rest is what the image is: another is another image.
 _CHANGEABLE = (
-    "description family labels min_disk_bytes min_memory_bytes support_kind support_contact_uri support_note"
+    "description family min_disk_bytes min_memory_bytes support_kind support_contact_uri support_note"
 ).split()
 _FIXED = (
     "os_family os_platform os_version architecture size_bytes content_uri checksum_algorithm checksum_value"
@@ -72,10 +72,10 @@ async def _change(connection: Connection, stored: Image, values: dict[str, Any],
 
 
 def _deprecation(image: CatalogImage) -> dict[str, str]:
-    return {
-        "deprecation_state": image.deprecation or DeprecationState.CURRENT,
-        "deprecation_message": image.deprecation_message,
-    }
+    """What the file says of it; nothing if it leaves the image as retired as it is."""
+    if image.deprecation is None:
+        return {}
+    return {"deprecation_state": image.deprecation, "deprecation_message": image.deprecation_message}
 
 
 #: The fields of a catalogue's entries, in the order of the stored values.

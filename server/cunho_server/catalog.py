@@ -116,7 +116,8 @@ class CatalogImage:
 
     region_ids: tuple[str, ...]
     request: PublishImageRequest
-    deprecation: Literal["CURRENT", "DEPRECATED", "OBSOLETE"]
+    #: None if the file says nothing of it.
+    deprecation: Literal["CURRENT", "DEPRECATED", "OBSOLETE"] | None
     deprecation_message: str
 
 
@@ -158,7 +159,7 @@ class _Support:
 @_no_other_keys
 @dataclass(frozen=True, slots=True)
 class _Deprecation:
-    state: Literal["CURRENT", "DEPRECATED", "OBSOLETE"] = "CURRENT"
+    state: Literal["CURRENT", "DEPRECATED", "OBSOLETE"]
     message: _Text = ""
 
 
@@ -185,10 +186,11 @@ class _Image:
     min_memory_mib: Annotated[StrictInt, Field(ge=0, le=_MAX_MEMORY_GIB * _GIB // _MIB)] = 0
     cloud_init: StrictBool = False
     software: Annotated[tuple[_Software, ...], Field(max_length=100)] = ()
-    deprecation: _Deprecation = _Deprecation()
+    deprecation: _Deprecation | None = None
     regions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     def images(self, every_region_id: tuple[str, ...]) -> Iterator[CatalogImage]:
+        state, message = (self.deprecation.state, self.deprecation.message) if self.deprecation else (None, "")
         # A family resolves to the build that is published last, so X86_64 comes after I386, and that after ARM64.
         for build in sorted(self.build, key=lambda build: build.architecture):
             request = PublishImageRequest(
@@ -214,9 +216,7 @@ class _Image:
                     note=self.support.note,
                 ),
             )
-            yield CatalogImage(
-                self.regions or every_region_id, request, self.deprecation.state, self.deprecation.message
-            )
+            yield CatalogImage(self.regions or every_region_id, request, state, message)
 
 
 def _checksum(written: str | None) -> Checksum | None:
@@ -306,6 +306,7 @@ def _keys(place: _Place) -> list[str]:
     schema = table = _FILE.json_schema()
     for step in place:
         table = table["items"] if isinstance(step, int) else table["properties"][step]
+        table = table.get("anyOf", [table])[0]  # what may be left out is the table, or nothing
         if "$ref" in table:
             table = schema["$defs"][table["$ref"].rpartition("/")[2]]
     return list(table["properties"])

@@ -195,7 +195,6 @@ _REPUBLISH = Statement(
             for field in (
                 ImageRow.description,
                 ImageRow.family,
-                ImageRow.labels,
                 ImageRow.min_disk_bytes,
                 ImageRow.min_memory_bytes,
                 ImageRow.support_kind,

@@ -14,6 +14,11 @@ from cunho_server import opening
 from cunho_server.apply import Applied
 from cunho_server.settings import Settings
 
+CURRENT, DEPRECATED, OBSOLETE = (
+    v1.Deprecation.STATE_CURRENT,
+    v1.Deprecation.STATE_DEPRECATED,
+    v1.Deprecation.STATE_OBSOLETE,
+)
 X86_64, I386, ARM64 = "X86_64", "I386", "ARM64"
 
 #: Regions and instance types: what every file here begins with.
@@ -113,6 +118,43 @@ def test_a_region_that_is_added_later_has_the_same_newest_builds(postgres: Postg
         north = f"[[region]]{added}".replace(GUANGZHOU, "north")
         assert applied(world.settings, tmp_path, "".join((PLACES, north, *images))) == Applied(6, 0, 18)
         assert resolved(world, family, "north") == resolved(world, family) == f"{family} 5"
+
+
+# --- what the file does not name
+
+
+def test_labels_of_a_published_image_stay(world: World, apply: Apply) -> None:
+    family = new_family()
+    apply(image(family, (family, X86_64)))
+    labelled = v1.Image(image_id=world.public_image(name=family).image_id, labels={"team": "linux"})
+    world.operator.update_image(image=labelled, update_mask=["labels"])
+    assert apply(image(family, (family, X86_64))) == Applied(0, 0, 3)
+    assert apply(image(family, (family, X86_64)).replace("min_disk_gib = 10", "min_disk_gib = 11")) == Applied(0, 3, 0)
+    changed = world.public_image(name=family)
+    assert (dict(changed.labels), changed.min_disk_bytes) == ({"team": "linux"}, 11 << 30)
+
+
+@pytest.mark.parametrize("state", [DEPRECATED, OBSOLETE])
+def test_a_published_image_stays_retired_if_the_file_says_nothing_of_it(
+    world: World, apply: Apply, state: v1.Deprecation.State.ValueType
+) -> None:
+    family = new_family()
+    apply(image(family, (family, X86_64)))
+    deprecation = v1.Deprecation(state=state, message="Unsafe.", replacement_image_id=world.public_image().image_id)
+    world.operator.deprecate_image(image_id=world.public_image(name=family).image_id, deprecation=deprecation)
+    assert apply(image(family, (family, X86_64))) == Applied(0, 0, 3)
+    assert world.public_image(name=family).deprecation == deprecation
+
+
+def test_a_file_retires_an_image_and_brings_it_back_by_saying_so(world: World, apply: Apply) -> None:
+    family = new_family()
+    apply(image(family, (family, X86_64)))
+    assert world.public_image(name=family).deprecation == v1.Deprecation(state=CURRENT)
+    assert apply(image(family, (family, X86_64), deprecation=RETIRED)) == Applied(0, 3, 0)
+    retired = v1.Deprecation(state=DEPRECATED, message="A newer one is out.")
+    assert world.public_image(name=family).deprecation == retired
+    assert apply(image(family, (family, X86_64), deprecation='deprecation.state = "CURRENT"')) == Applied(0, 3, 0)
+    assert world.public_image(name=family).deprecation == v1.Deprecation(state=CURRENT)
 
 
 # --- what is applied

@@ -180,7 +180,7 @@ def test_the_operator_supports_its_own_linux_and_vendors_support_windows() -> No
 
 
 def test_a_retired_image_says_what_to_use_instead() -> None:
-    retired = [image for image in BUILT_IN.images if image.deprecation != "CURRENT"]
+    retired = [image for image in BUILT_IN.images if image.deprecation]
     assert {image.deprecation for image in retired} == {"DEPRECATED", "OBSOLETE"}
     assert all("; use " in image.deprecation_message for image in retired)
 
@@ -285,7 +285,7 @@ def test_each_build_is_an_image_to_publish(tmp_path: Path) -> None:
                 note="Ask the list first.",
             ),
         ),
-        deprecation="CURRENT",
+        deprecation=None,
         deprecation_message="",
     )
     assert second.request.name == "Debian 13 32bit"
@@ -399,6 +399,13 @@ def test_one_name_can_be_used_in_different_regions(tmp_path: Path) -> None:
             '"OLD"',
             'image 2 "windows-server-2008", deprecation.state',
             "should be 'CURRENT', 'DEPRECATED' or 'OBSOLETE', not 'OLD'",
+        ),
+        ('deprecation.state = "OBSOLETE"\n', "", 'image 2 "windows-server-2008", deprecation.state', "is missing"),
+        (
+            "deprecation.message",
+            "deprecation.reason",
+            'image 2 "windows-server-2008", deprecation.reason',
+            "is not a key here; the keys are state, message",
         ),
         (
             'regions = ["south"]',
