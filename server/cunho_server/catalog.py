@@ -1,7 +1,8 @@
 """The catalogue that an operator declares: the regions, instance types and public images of a cloud, read from TOML.
 
-The built-in catalogue, `catalog.toml` beside this file, explains every key. Everything wrong with a file is told at
-once, each thing by its place. What applying a catalogue changes is not decided here.
+The built-in catalogue, `catalog.toml` beside this file, explains every key. What calls hold too has the shape that the
+API gives it. Everything wrong with a file is told at once, each thing by its place. What applying a catalogue changes
+is not decided here.
 """
 
 import re
@@ -26,16 +27,15 @@ from pydantic import (
     ValidationInfo,
     with_config,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from cunho.v1.image_pb2 import Checksum, ImageContent, Software, Support
 from cunho.v1.image_service_pb2 import PublishImageRequest
 from cunho.v1.operating_system_pb2 import Architecture, BootMode, OperatingSystem, OsFamily
+from cunho_rules import limits, shapes
 
-_MIB, _GIB = 2**20, 2**30
-# The bounds that the API gives a disk, a memory and its numbers.
-_MAX_DISK_GIB, _MAX_MEMORY_GIB = 500, 24 * 2**10
-_MAX_INT32, _MAX_INT64 = 2**31 - 1, 2**63 - 1
+_MIB, _GIB = 2**20, limits.GIB
+_MAX_INT32 = 2**31 - 1
 
 _no_other_keys = with_config(ConfigDict(extra="forbid"))
 
@@ -67,11 +67,24 @@ def _free_in_mainland_china(fee_nanos: int, region: ValidationInfo) -> int:
     return fee_nanos
 
 
-_Id = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,60}$")]
-_Name = Annotated[str, Field(min_length=1, max_length=60)]
-_Text = Annotated[str, Field(max_length=256)]
-_ContactUri = Annotated[str, Field(pattern=r"^(https://|mailto:)\S+$", max_length=2048)]
-_ContentUri = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*:\S+$", max_length=2048)]
+def _one_region(region_id: str) -> str | None:
+    return "must be one region, not all of them" if region_id == "-" else None
+
+
+def _shaped(problem: shapes.Problem) -> AfterValidator:
+    """Refuses what the shape does, in its words."""
+
+    def check(value: Any) -> Any:
+        if wrong := problem(value):
+            raise PydanticCustomError("shape", "{wrong}", {"wrong": wrong})
+        return value
+
+    return AfterValidator(check)
+
+
+_Name = Annotated[str, _shaped(shapes.name)]
+_Text = Annotated[str, _shaped(shapes.description)]
+_ContentUri = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*:\S+$"), _shaped(shapes.uri)]
 _Nanos = Annotated[int, BeforeValidator(_nanos)]
 
 
@@ -80,10 +93,11 @@ _Nanos = Annotated[int, BeforeValidator(_nanos)]
 class CatalogRegion:
     """A region with its zones, its jurisdiction and its prices."""
 
-    region_id: _Id
+    region_id: Annotated[str, _shaped(shapes.region_id), _shaped(_one_region)]
     display_name: _Name
     zone_ids: Annotated[
-        tuple[Annotated[_Id, AfterValidator(_of_its_region)], ...], Field(validation_alias="zones", min_length=1)
+        tuple[Annotated[str, _shaped(shapes.zone_id), AfterValidator(_of_its_region)], ...],
+        Field(validation_alias="zones", min_length=1),
     ]
     jurisdiction: Literal["MAINLAND_CHINA", "INTERNATIONAL"]
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$")]
@@ -101,11 +115,13 @@ class CatalogRegion:
 class CatalogInstanceType:
     """A size of machine, the same in every region."""
 
-    instance_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,60}$")]
+    instance_type: Annotated[str, _shaped(shapes.instance_type)]
     architecture: Literal["X86_64", "ARM64"]
     vcpu_count: Annotated[StrictInt, Field(ge=1, le=_MAX_INT32)]
     memory_bytes: Annotated[
-        StrictInt, Field(validation_alias="memory_gib", ge=1, le=_MAX_MEMORY_GIB), AfterValidator(_gib)
+        StrictInt,
+        Field(validation_alias="memory_gib", ge=1, le=limits.MIN_MEMORY_BYTES_MAX // _GIB),
+        AfterValidator(_gib),
     ]
     disk_bytes: Annotated[StrictInt, Field(validation_alias="disk_gib", ge=1, le=_MAX_INT32), AfterValidator(_gib)]
 
@@ -138,7 +154,7 @@ class Catalog:
 class _OperatingSystem:
     family: Literal["LINUX", "WINDOWS"]
     platform: _Name
-    version: Annotated[str, Field(max_length=60)] = ""
+    version: Annotated[str, _shaped(shapes.name_or_none)] = ""
 
 
 @_no_other_keys
@@ -152,7 +168,7 @@ class _Software:
 @dataclass(frozen=True, slots=True)
 class _Support:
     kind: Literal["OPERATOR", "COMMUNITY", "VENDOR"]
-    contact_uri: _ContactUri
+    contact_uri: Annotated[str, _shaped(shapes.contact_uri)]
     note: _Text = ""
 
 
@@ -170,22 +186,22 @@ class _Build:
     architecture: Literal["I386", "X86_64", "ARM64"]
     boot_mode: Literal["BIOS", "UEFI"]
     content_uri: _ContentUri
-    size_bytes: Annotated[StrictInt, Field(ge=1, le=_MAX_INT64)]
+    size_bytes: Annotated[StrictInt, _shaped(shapes.file_size)]
     checksum: Annotated[str, Field(pattern="^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$")] | None = None
 
 
 @_no_other_keys
 @dataclass(frozen=True, slots=True)
 class _Image:
-    family: Annotated[str, Field(pattern="^[a-z0-9.-]{1,60}$")]
+    family: Annotated[str, _shaped(shapes.family_required)]
     os: _OperatingSystem
-    min_disk_gib: Annotated[StrictInt, Field(ge=1, le=_MAX_DISK_GIB)]
+    min_disk_gib: Annotated[StrictInt, Field(ge=1, le=limits.MIN_DISK_BYTES_MAX // _GIB)]
     support: _Support
     build: Annotated[tuple[_Build, ...], Field(min_length=1)]
     description: _Text = ""
-    min_memory_mib: Annotated[StrictInt, Field(ge=0, le=_MAX_MEMORY_GIB * _GIB // _MIB)] = 0
+    min_memory_mib: Annotated[StrictInt, Field(ge=0, le=limits.MIN_MEMORY_BYTES_MAX // _MIB)] = 0
     cloud_init: StrictBool = False
-    software: Annotated[tuple[_Software, ...], Field(max_length=100)] = ()
+    software: Annotated[tuple[_Software, ...], Field(max_length=limits.SOFTWARE)] = ()
     deprecation: _Deprecation | None = None
     regions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
@@ -294,6 +310,9 @@ def _wrong(error: ErrorDetails) -> str:
             return "should have at least one entry"
         case "dataclass_type":
             wrong = "should be a table"
+        case "shape":
+            told = value and isinstance(value, str)  # of a number the shape tells it
+            return f"{error['msg']}: {reprlib.repr(value)}" if told else error["msg"]
         case "value_error" if "ctx" in error:
             wrong = str(error["ctx"]["error"])
         case _:

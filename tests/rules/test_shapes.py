@@ -98,7 +98,7 @@ def test_a_value_matches_as_a_whole(problem_of: Problem, value: Any, problem: st
         (shapes.account_id, ["acme", "a" * 60, "1-2"], ["", "a" * 61, "Acme", "a_b", "a b", "ацме"]),
         (shapes.region_id, ["ap-guangzhou"], ["", "ap guangzhou", "AP-1", "r" * 61]),
         (shapes.region_id_or_all, ["-", "ap-guangzhou"], ["", "*", "-!"]),
-        (shapes.instance_type, ["S5.MEDIUM4"], ["", "S5 MEDIUM", "s" * 61]),
+        (shapes.instance_type, ["S5.MEDIUM4", "m1_large-2.x"], ["", "S5 MEDIUM", "s" * 61]),
         (shapes.family, ["", "debian-12", "a.b"], ["Debian", "a_b", "f" * 61]),
         (shapes.family_required, ["debian-12"], [""]),
         (

@@ -160,6 +160,14 @@ def test_a_file_retires_an_image_and_brings_it_back_by_saying_so(world: World, a
 # --- what is applied
 
 
+def test_an_instance_type_is_launched_by_every_name_that_a_catalogue_may_give_it(world: World, apply: Apply) -> None:
+    name = "m1_large-2.x"
+    apply(PLACES[PLACES.index("[[instance_type]]") :].partition("\n\n")[0].replace("S5.MEDIUM4", name))
+    tenant = world.tenant()
+    assert world.launch(tenant, instance_type=name).instance_type == name
+    assert [*tenant.list_images(region_id=GUANGZHOU, usable_with_instance_type=name)]
+
+
 def test_an_empty_database_has_what_the_first_file_applied_declares_and_no_more(
     postgres: Postgres, tmp_path: Path
 ) -> None:
