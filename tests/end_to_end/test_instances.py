@@ -502,7 +502,11 @@ def test_the_account_changes_its_instance(world: World) -> None:
 @pytest.mark.rule("ALL-5")
 def test_numbered_instances_have_names_that_any_other_may_have(world: World) -> None:
     tenant = world.tenant(GUANGZHOU)
-    asked: dict[str, Any] = {"zone_id": ZONES[GUANGZHOU], "instance_type": "S5.MEDIUM4", "image_id": world.public_image().image_id}
+    asked: dict[str, Any] = {
+        "zone_id": ZONES[GUANGZHOU],
+        "instance_type": "S5.MEDIUM4",
+        "image_id": world.public_image().image_id,
+    }
     problems = "name: must have at most 57 characters with a count of 10, has 58"
     with refused("INVALID_ARGUMENT", "INVALID_REQUEST", "ALL-5", problems=problems):
         tenant.create_instance(region_id=GUANGZHOU, name="n" * 58, count=10, **asked)
