@@ -1,7 +1,7 @@
 """The pages of docs/api, written from the protos: every service, call, message, field and enum.
 
-The words are those of the protos, with links put in. Only the page of all calls has an introduction of its own, and
-google's operations have words of ours, since google's speak of any service.
+The words are those of the protos and, for google's operations, of `protos/operations.py`, with links put in. Only the
+pages of all calls and of types have an introduction of their own.
 """
 
 import re
@@ -25,6 +25,7 @@ from google.protobuf.descriptor_pb2 import (
     MethodDescriptorProto,
     ServiceDescriptorProto,
 )
+from protos.operations import COMMENTS as OPERATIONS
 
 from cunho_rules.refusals import Reason
 
@@ -45,9 +46,7 @@ The API is gRPC, in the package `cunho.v1`. What holds for every call:
   waits for.
 - Lists come in pages: `next_page_token` of one is `page_token` of the next. [Filters and orders](filters.md) have a
   page of their own.
-- A refusal has one of [these reasons](../errors.md), with the numbers and a remedy. Every call may refuse with
-  CREDENTIALS_MISSING, CREDENTIALS_INVALID and INVALID_REQUEST, one with `request_id` with REQUEST_ID_REUSED, one with
-  an etag with ETAG_MISMATCH.
+- A refusal has one of [these reasons](../errors.md), with the numbers and a remedy.
 """
 
 TYPES_INTRODUCTION = """\
@@ -57,44 +56,6 @@ Written by `make docs` from `protos/cunho/v1`; change the comments there.
 
 What several calls take or answer. Requests stand with their calls; reasons of refusals in [errors](../errors.md).
 """
-
-_NAME = "Name of the operation, `operations/op-...`. Required."
-#: What is said of google's operations; fields that are not here are not used.
-OPERATIONS = {
-    "google.longrunning.Operations": "What takes time, while it is done and after.\n\nAn operation and its effect are "
-    "written together: once it is done, what it made is there. An operation belongs to one account; the operator sees "
-    "all of them.",
-    "google.longrunning.Operations.ListOperations": "Lists the caller's operations; to the operator, those of every "
-    "account.\n\nWho: everybody. Refuses: INVALID_FILTER, INVALID_PAGE_TOKEN.",
-    "google.longrunning.Operations.GetOperation": "Returns one operation as it is now.\n\n"
-    "Who: its account and the operator. Refuses: OPERATION_NOT_FOUND.",
-    "google.longrunning.Operations.DeleteOperation": "Forgets an operation that has ended.\n\n"
-    "Who: its account and the operator. Refuses: OPERATION_NOT_FOUND, OPERATION_RUNNING.",
-    "google.longrunning.Operations.CancelOperation": "Asks an operation to stop; it may still succeed.\n\n"
-    "Who: its account and the operator. Refuses: OPERATION_NOT_FOUND.",
-    "google.longrunning.Operations.WaitOperation": "Returns an operation when it ends or the time is up.\n\n"
-    "Who: its account and the operator. Refuses: OPERATION_NOT_FOUND.",
-    "google.longrunning.ListOperationsRequest.filter": "Which operations. Default: all.",
-    "google.longrunning.ListOperationsRequest.page_size": "Most results in the page, 0 to 2147483647; over 1000 is "
-    "taken as 1000, and a page ends early at 3 MiB. Default: 50.",
-    "google.longrunning.ListOperationsRequest.page_token": "next_page_token of the page before; the other fields must "
-    "be as they were. Default: the first page.",
-    "google.longrunning.ListOperationsResponse.operations": "The operations of the page.",
-    "google.longrunning.ListOperationsResponse.next_page_token": "Token of the next page; empty on the last one.",
-    "google.longrunning.GetOperationRequest.name": _NAME,
-    "google.longrunning.DeleteOperationRequest.name": _NAME,
-    "google.longrunning.CancelOperationRequest.name": _NAME,
-    "google.longrunning.WaitOperationRequest.name": _NAME,
-    "google.longrunning.WaitOperationRequest.timeout": "The longest that the service waits. Default: as long as the "
-    "call may take.",
-    "google.longrunning.Operation": "Work that goes on whether or not anybody waits for it.",
-    "google.longrunning.Operation.name": "Its name, `operations/op-...`; empty if the call was made with validate_only.",
-    "google.longrunning.Operation.metadata": "What it does, how far it is, its warnings and prices: always an "
-    "OperationMetadata.",
-    "google.longrunning.Operation.done": "True once it has ended, well or not.",
-    "google.longrunning.Operation.error": "Why it failed; set if it did, with the details of any refusal.",
-    "google.longrunning.Operation.response": "What it made; set if it succeeded. Each call says of what type.",
-}
 
 _PROTOBUF = "https://protobuf.dev/reference/protobuf/google.protobuf/#"
 #: Pages of the messages that are not ours.
@@ -187,7 +148,7 @@ def _page(service: str) -> str:
 
 
 def _calls_page(services: list[str]) -> str:
-    parts = [_with_links(CALLS_INTRODUCTION)]
+    parts = [_with_links(CALLS_INTRODUCTION), _with_links(_refusals_of_every_call()) + "\n"]
     for service in services:
         rows = []
         for method in _named()[service].method:
@@ -196,6 +157,15 @@ def _calls_page(services: list[str]) -> str:
             rows.append((f"[{method.name}]({_page(service)}#{method.name.lower()})", _line(brief), _line(who)))
         parts.append(f"## {_title(service)}\n\n{_table(('Call', 'What it does', 'Who'), rows)}")
     return "\n".join(parts)
+
+
+def _refusals_of_every_call() -> str:
+    """How any call may refuse, which every service says in the same words."""
+    comments = [_comments()[f"{file.package}.{service.name}"] for file in _files() for service in file.service]
+    said = {"".join(text.partition("Every call may refuse")[1:]) for text in comments}
+    if len(said) > 1 or not all(said):
+        raise ValueError("the comments of the services do not all say alike: Every call may refuse with ...")
+    return said.pop()
 
 
 def _types_page() -> str:

@@ -16,6 +16,7 @@ from google.longrunning.operations_pb2 import operation_info
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
+from operations import COMMENTS
 
 MODULES = {"cunho.v1": "v1", "google.longrunning": "operations_pb2"}
 OPERATION = "operations_pb2.Operation"
@@ -24,22 +25,6 @@ SCALARS = {
     FieldDescriptor.CPPTYPE_BOOL: ("bool", "False"),
     FieldDescriptor.CPPTYPE_INT32: ("int", "0"),
     FieldDescriptor.CPPTYPE_INT64: ("int", "0"),
-}
-NAME = 'Name of the operation, "operations/op-...". Required.'
-# Google's own comments speak of any service; these speak of this one. Fields without a comment are not offered.
-OPERATIONS_COMMENTS = {
-    "Operations.ListOperations": "Lists the caller's operations.",
-    "ListOperationsRequest.filter": "Which operations. Default: all.",
-    "ListOperationsRequest.page_size": "Most results in the page, 0 to 2147483647; over 1000 is taken as 1000.",
-    "Operations.GetOperation": "Returns one operation as it is now.\n\nRefuses: OPERATION_NOT_FOUND.",
-    "GetOperationRequest.name": NAME,
-    "Operations.DeleteOperation": "Forgets an ended operation.\n\nRefuses: OPERATION_NOT_FOUND, OPERATION_RUNNING.",
-    "DeleteOperationRequest.name": NAME,
-    "Operations.CancelOperation": "Asks an operation to stop; it may still succeed.\n\nRefuses: OPERATION_NOT_FOUND.",
-    "CancelOperationRequest.name": NAME,
-    "Operations.WaitOperation": "Returns an operation when it ends or the time is up.\n\nRefuses: OPERATION_NOT_FOUND.",
-    "WaitOperationRequest.name": NAME,
-    "WaitOperationRequest.timeout": "The longest that the service waits. Default: as long as the call may take.",
 }
 
 
@@ -171,7 +156,7 @@ def parameter(field: FieldDescriptor, comment: str) -> Parameter:
         type_, default = f"Iterable[{type_}]", "()"
     if name == "request_id":
         value, comment = "request_id or str(uuid4())", comment.replace("Default: none.", "Default: a new one.")
-    if REQUIRED in field.GetOptions().Extensions[field_behavior] or comment == NAME:
+    if REQUIRED in field.GetOptions().Extensions[field_behavior] or comment.endswith("Required."):
         default = ""
     elif default == "None" and "None" not in type_:
         type_ += " | None"
@@ -264,7 +249,7 @@ def main(descriptor_set: str, folder: str) -> None:
         pool.AddSerializedFile(file.SerializeToString())
     own = sorted((file for file in files if file.package == "cunho.v1"), key=lambda file: file.name)
     words = {name: comment for file in own for name, comment in comments(file).items()}
-    words |= {f"google.longrunning.{name}": comment for name, comment in OPERATIONS_COMMENTS.items()}
+    words |= COMMENTS
     services = [pool.FindServiceByName(f"{file.package}.{service.name}") for file in own for service in file.service]
     services.append(pool.FindServiceByName("google.longrunning.Operations"))
     Path(folder, "aio").mkdir(exist_ok=True)

@@ -596,9 +596,10 @@ class Methods(ABC):
     def list_image_shares(
         self, *, image_id: str, page_size: int = 0, timeout_seconds: float | None = None
     ) -> Iterator[v1.ImageShare]:
-        """Lists the accounts that an image is shared with, by account id.
+        """Lists the accounts that an image is shared with, by account id. Of a public image the list is empty.
 
-        Who: the owner and the operator. Refuses: IMAGE_NOT_FOUND, SHARED_IMAGE_SHARES_HIDDEN, INVALID_PAGE_TOKEN.
+        Who: the owner and the operator; everybody for public images. Refuses: IMAGE_NOT_FOUND,
+        SHARED_IMAGE_SHARES_HIDDEN, INVALID_PAGE_TOKEN.
 
         Args:
             image_id: The image. Required.
@@ -721,8 +722,8 @@ class Methods(ABC):
                 UnshareImage, SetImageShares, ListImageShares, LeaveImageShare, DeprecateImage, DeleteImage. Default:
                 all of them.
             target_region_id: Region that CopyImage would copy to. Default: none, its checks are not evaluated.
-            target_account_ids: Accounts that ShareImage, UnshareImage and SetImageShares would name, up to 1000, each
-                once. Default: none, their checks are not evaluated.
+            target_account_ids: Accounts that ShareImage and SetImageShares would name, up to 1000, each once. Default:
+                none, their checks are not evaluated.
             zone_id: Zone that CreateInstance would launch in. Default: none, its check is not evaluated.
             instance_type: Instance type that CreateInstance would launch. Default: none, its checks are not evaluated.
             name: Name that UpdateImage would give, or CopyImage would give the copy. Default: none; CopyImage keeps the
@@ -1154,11 +1155,14 @@ class Methods(ABC):
     def list_operations(
         self, *, filter: str = "", page_size: int = 0, timeout_seconds: float | None = None
     ) -> Iterator[Operation[Message]]:
-        """Lists the caller's operations.
+        """Lists the caller's operations; to the operator, those of every account.
+
+        Who: everybody. Refuses: INVALID_FILTER, INVALID_PAGE_TOKEN.
 
         Args:
             filter: Which operations. Default: all.
-            page_size: Most results in the page, 0 to 2147483647; over 1000 is taken as 1000.
+            page_size: Most results in the page, 0 to 2147483647; over 100 is taken as 100, and a page ends early at 3
+                MiB. Default: 50.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = operations_pb2.ListOperationsRequest(filter=filter, page_size=page_size)
@@ -1172,22 +1176,22 @@ class Methods(ABC):
     def get_operation(self, *, name: str, timeout_seconds: float | None = None) -> Operation[Message]:
         """Returns one operation as it is now.
 
-        Refuses: OPERATION_NOT_FOUND.
+        Who: its account and the operator. Refuses: OPERATION_NOT_FOUND.
 
         Args:
-            name: Name of the operation, "operations/op-...". Required.
+            name: Name of the operation, `operations/op-...`. Required.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = operations_pb2.GetOperationRequest(name=name)
         return Operation[Message](self, self._call(self._operations.GetOperation, request, timeout_seconds))
 
     def delete_operation(self, *, name: str, timeout_seconds: float | None = None) -> None:
-        """Forgets an ended operation.
+        """Forgets an operation that has ended.
 
-        Refuses: OPERATION_NOT_FOUND, OPERATION_RUNNING.
+        Who: its account and the operator. Refuses: OPERATION_NOT_FOUND, OPERATION_RUNNING.
 
         Args:
-            name: Name of the operation, "operations/op-...". Required.
+            name: Name of the operation, `operations/op-...`. Required.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = operations_pb2.DeleteOperationRequest(name=name)
@@ -1196,10 +1200,10 @@ class Methods(ABC):
     def cancel_operation(self, *, name: str, timeout_seconds: float | None = None) -> None:
         """Asks an operation to stop; it may still succeed.
 
-        Refuses: OPERATION_NOT_FOUND.
+        Who: its account and the operator. Refuses: OPERATION_NOT_FOUND.
 
         Args:
-            name: Name of the operation, "operations/op-...". Required.
+            name: Name of the operation, `operations/op-...`. Required.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = operations_pb2.CancelOperationRequest(name=name)
@@ -1208,10 +1212,10 @@ class Methods(ABC):
     def wait_operation(self, *, name: str, timeout_seconds: float | None = None) -> Operation[Message]:
         """Returns an operation when it ends or the time is up.
 
-        Refuses: OPERATION_NOT_FOUND.
+        Who: its account and the operator. Refuses: OPERATION_NOT_FOUND.
 
         Args:
-            name: Name of the operation, "operations/op-...". Required.
+            name: Name of the operation, `operations/op-...`. Required.
             timeout_seconds: The longest that the service waits. Default: as long as the call may take.
         """
         request = operations_pb2.WaitOperationRequest(

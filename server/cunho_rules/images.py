@@ -242,9 +242,9 @@ def copied_elsewhere(facts: Facts) -> Refusal | None:
 
 @check("CUS-11", Stage.STATE)
 def not_busy(facts: Facts) -> Refusal | None:
-    """The image is not being made, copied from or deleted."""
+    """The image is not being made or copied from."""
     state = _image(facts).state
-    if state in BEING_MADE or state == ImageState.DELETING or facts.copies:
+    if state in BEING_MADE or facts.copies:
         return Refusal(Reason.IMAGE_BUSY, image_id=facts.image_id, state=state, copies=facts.copies)
     return None
 

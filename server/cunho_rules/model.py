@@ -50,6 +50,7 @@ class ImageState(StrEnum):
     COPYING = "COPYING"
     AVAILABLE = "AVAILABLE"
     FAILED = "FAILED"
+    #: Not used: an image is deleted at once.
     DELETING = "DELETING"
     DELETED = "DELETED"
 

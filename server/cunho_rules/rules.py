@@ -62,8 +62,7 @@ SECTIONS: dict[str, dict[str, Rule]] = {
         ),
         "PUB-7": Rule("A public image names who supports it and how to reach them.", "spec"),
         "PUB-8": Rule(
-            "Only the operator publishes, changes or retires a public image; for others it can be neither renamed, "
-            "copied, shared nor deleted.",
+            "Only the operator publishes, changes, retires or deletes a public image; nobody copies or shares it.",
             "docs",
         ),
     },
@@ -195,7 +194,8 @@ SECTIONS: dict[str, dict[str, Rule]] = {
             "ours",
         ),
         "ALL-7": Rule(
-            "How many calls are answered at once, and how long each may take, is bounded; what is over is refused.",
+            "How many calls are answered at once, how many an account makes in a second, and how long each may take, is "
+            "bounded; what is over is refused.",
             "ours",
         ),
     },

@@ -169,8 +169,8 @@ class Settings(BaseSettings):
     token_jwks: Annotated[str, AfterValidator(_key_set)] = Field(
         "",
         description="Key set (JWKS) that tokens are verified with: an https:// URL, or a file. Tokens name their key by "
-        "`kid`. Read again every 100 s, and when a token names a key that is not in it. SSL_CERT_FILE names the "
-        "authorities of the URL's host where they are not the system's.",
+        "`kid`. A URL is read again every 100 s, a file every second, and either when a token names a key that is not "
+        "in it. SSL_CERT_FILE names the authorities of the URL's host where they are not the system's.",
     )
     token_issuer: str = Field("cunho", min_length=1, description="What the claim `iss` of a token must be.")
     token_audience: str = Field("cunho", min_length=1, description="What the claim `aud` of a token must be or have.")
@@ -241,8 +241,8 @@ class Settings(BaseSettings):
         10,
         ge=1,
         le=1000000,
-        description="Calls a second of one account that each process answers even while it falls behind; as many as "
-        "the most: nobody is slowed.",
+        description="Calls a second of one account that each process answers even while it falls behind; if "
+        "CUNHO_CALLS_PER_SECOND_PER_ACCOUNT_MAX is not above this, nobody is slowed.",
     )
     waits_max: int = Field(
         10000, ge=1, le=1000000, description="Calls that wait for operations, in each process; they count apart."

@@ -35,7 +35,7 @@ app: App = App(name="images", help_epilogue="")
 
 ImageId = Annotated[str, Parameter(help='Image, "img-...".')]
 Kind = Literal["public", "custom", "shared"]
-State = Literal["creating", "importing", "copying", "available", "failed", "deleting"]
+State = Literal["creating", "importing", "copying", "available", "failed"]
 Format = Literal["raw", "qcow2", "vmdk", "vhd", "vhdx"]
 Action = Literal[
     "launch", "copy", "update", "share", "unshare", "set-shares", "shares", "leave", "deprecate", "delete"
@@ -449,7 +449,7 @@ def check(
     Args:
         actions: Actions to explain.
         to: Region that copy would copy to.
-        account: Account that share, unshare and set-shares would name; may be given again.
+        account: Account that share and set-shares would name; may be given again.
         zone: Zone that launch would launch in.
         instance_type: Instance type that launch would launch.
         name: Name that update would give, or copy would give the copy.

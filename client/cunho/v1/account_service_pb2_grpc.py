@@ -28,6 +28,11 @@ if _version_not_supported:
 
 class AccountServiceStub(object):
     """The accounts that the service knows, the regions that they are active in and where they stand.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
     """
 
     def __init__(self, channel):
@@ -60,6 +65,11 @@ class AccountServiceStub(object):
 
 class AccountServiceServicer(object):
     """The accounts that the service knows, the regions that they are active in and where they stand.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
     """
 
     def RegisterAccount(self, request, context):
@@ -131,6 +141,11 @@ def add_AccountServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AccountService(object):
     """The accounts that the service knows, the regions that they are active in and where they stand.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
     """
 
     @staticmethod

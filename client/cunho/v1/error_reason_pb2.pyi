@@ -97,7 +97,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     metadata: instance_type
     """
     PUBLIC_IMAGE_READ_ONLY: _ErrorReason.ValueType  # 20
-    """PERMISSION_DENIED. Only the operator changes, copies, shares or deletes public images.
+    """PERMISSION_DENIED. The image is public: only the operator changes or deletes it, and nobody copies or shares it.
     metadata: action, image_id
     """
     SHARED_IMAGE_NOT_MODIFIABLE: _ErrorReason.ValueType  # 21
@@ -141,7 +141,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     metadata: account_id
     """
     ACCOUNT_REGION_IN_USE: _ErrorReason.ValueType  # 31
-    """FAILED_PRECONDITION. The account has or had images, shared images or instances in a region that it would leave.
+    """FAILED_PRECONDITION. The account has or had images or instances, or has shared images, in a region that it would
+    leave.
     metadata: account_id, region_ids
     """
     IMAGE_NAME_TAKEN: _ErrorReason.ValueType  # 32
@@ -343,7 +344,7 @@ INSTANCE_TYPE_NOT_FOUND: ErrorReason.ValueType  # 19
 metadata: instance_type
 """
 PUBLIC_IMAGE_READ_ONLY: ErrorReason.ValueType  # 20
-"""PERMISSION_DENIED. Only the operator changes, copies, shares or deletes public images.
+"""PERMISSION_DENIED. The image is public: only the operator changes or deletes it, and nobody copies or shares it.
 metadata: action, image_id
 """
 SHARED_IMAGE_NOT_MODIFIABLE: ErrorReason.ValueType  # 21
@@ -387,7 +388,8 @@ ACCOUNT_ALREADY_EXISTS: ErrorReason.ValueType  # 30
 metadata: account_id
 """
 ACCOUNT_REGION_IN_USE: ErrorReason.ValueType  # 31
-"""FAILED_PRECONDITION. The account has or had images, shared images or instances in a region that it would leave.
+"""FAILED_PRECONDITION. The account has or had images or instances, or has shared images, in a region that it would
+leave.
 metadata: account_id, region_ids
 """
 IMAGE_NAME_TAKEN: ErrorReason.ValueType  # 32

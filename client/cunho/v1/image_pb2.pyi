@@ -75,7 +75,7 @@ class Image(_message.Message):
         STATE_FAILED: Image._State.ValueType  # 5
         """Could not be made; `failure` says why. Holds no place in the quota."""
         STATE_DELETING: Image._State.ValueType  # 7
-        """Being deleted. Still holds its place in the quota."""
+        """Not used: an image is deleted at once."""
         STATE_DELETED: Image._State.ValueType  # 8
         """Gone. Seen only in the answer of DeleteImage and of operations."""
 
@@ -95,7 +95,7 @@ class Image(_message.Message):
     STATE_FAILED: Image.State.ValueType  # 5
     """Could not be made; `failure` says why. Holds no place in the quota."""
     STATE_DELETING: Image.State.ValueType  # 7
-    """Being deleted. Still holds its place in the quota."""
+    """Not used: an image is deleted at once."""
     STATE_DELETED: Image.State.ValueType  # 8
     """Gone. Seen only in the answer of DeleteImage and of operations."""
 

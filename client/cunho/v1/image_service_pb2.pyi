@@ -1213,8 +1213,8 @@ class CheckImageActionsRequest(_message.Message):
 
     @_builtins.property
     def target_account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Accounts that ShareImage, UnshareImage and SetImageShares would name, up to 1000, each once. Default: none,
-        their checks are not evaluated.
+        """Accounts that ShareImage and SetImageShares would name, up to 1000, each once. Default: none, their checks are
+        not evaluated.
         """
 
     def __init__(

@@ -32,8 +32,11 @@ class ImageServiceStub(object):
 
     A caller sees every public image, its own custom images and the images shared with it. Any other
     image answers IMAGE_NOT_FOUND, in the same words as an id that does not exist.
-    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID and INVALID_REQUEST; every call with
-    `request_id` with REQUEST_ID_REUSED; every call with an etag with ETAG_MISMATCH.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
     """
 
     def __init__(self, channel):
@@ -134,8 +137,11 @@ class ImageServiceServicer(object):
 
     A caller sees every public image, its own custom images and the images shared with it. Any other
     image answers IMAGE_NOT_FOUND, in the same words as an id that does not exist.
-    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID and INVALID_REQUEST; every call with
-    `request_id` with REQUEST_ID_REUSED; every call with an etag with ETAG_MISMATCH.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
     """
 
     def GetImage(self, request, context):
@@ -265,9 +271,10 @@ class ImageServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListImageShares(self, request, context):
-        """Lists the accounts that an image is shared with, by account id.
+        """Lists the accounts that an image is shared with, by account id. Of a public image the list is empty.
 
-        Who: the owner and the operator. Refuses: IMAGE_NOT_FOUND, SHARED_IMAGE_SHARES_HIDDEN, INVALID_PAGE_TOKEN.
+        Who: the owner and the operator; everybody for public images. Refuses: IMAGE_NOT_FOUND,
+        SHARED_IMAGE_SHARES_HIDDEN, INVALID_PAGE_TOKEN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -412,8 +419,11 @@ class ImageService(object):
 
     A caller sees every public image, its own custom images and the images shared with it. Any other
     image answers IMAGE_NOT_FOUND, in the same words as an id that does not exist.
-    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID and INVALID_REQUEST; every call with
-    `request_id` with REQUEST_ID_REUSED; every call with an etag with ETAG_MISMATCH.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
     """
 
     @staticmethod

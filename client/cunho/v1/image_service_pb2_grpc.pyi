@@ -33,8 +33,11 @@ class ImageServiceStub:
 
     A caller sees every public image, its own custom images and the images shared with it. Any other
     image answers IMAGE_NOT_FOUND, in the same words as an id that does not exist.
-    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID and INVALID_REQUEST; every call with
-    `request_id` with REQUEST_ID_REUSED; every call with an etag with ETAG_MISMATCH.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
     """
 
     @_typing.overload
@@ -120,9 +123,10 @@ class ImageServiceStub:
     Who: the owner. Refuses: as ShareImage; an empty list is always allowed, also while suspended.
     """
     ListImageShares: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.ListImageSharesRequest, _image_service_pb2.ListImageSharesResponse]
-    """Lists the accounts that an image is shared with, by account id.
+    """Lists the accounts that an image is shared with, by account id. Of a public image the list is empty.
 
-    Who: the owner and the operator. Refuses: IMAGE_NOT_FOUND, SHARED_IMAGE_SHARES_HIDDEN, INVALID_PAGE_TOKEN.
+    Who: the owner and the operator; everybody for public images. Refuses: IMAGE_NOT_FOUND,
+    SHARED_IMAGE_SHARES_HIDDEN, INVALID_PAGE_TOKEN.
     """
     LeaveImageShare: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.LeaveImageShareRequest, _image_service_pb2.LeaveImageShareResponse]
     """Gives up an image that is shared with the caller.
@@ -153,8 +157,11 @@ class ImageServiceAsyncStub(ImageServiceStub):
 
     A caller sees every public image, its own custom images and the images shared with it. Any other
     image answers IMAGE_NOT_FOUND, in the same words as an id that does not exist.
-    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID and INVALID_REQUEST; every call with
-    `request_id` with REQUEST_ID_REUSED; every call with an etag with ETAG_MISMATCH.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -237,9 +244,10 @@ class ImageServiceAsyncStub(ImageServiceStub):
     Who: the owner. Refuses: as ShareImage; an empty list is always allowed, also while suspended.
     """
     ListImageShares: _aio.UnaryUnaryMultiCallable[_image_service_pb2.ListImageSharesRequest, _image_service_pb2.ListImageSharesResponse]  # type: ignore[assignment]
-    """Lists the accounts that an image is shared with, by account id.
+    """Lists the accounts that an image is shared with, by account id. Of a public image the list is empty.
 
-    Who: the owner and the operator. Refuses: IMAGE_NOT_FOUND, SHARED_IMAGE_SHARES_HIDDEN, INVALID_PAGE_TOKEN.
+    Who: the owner and the operator; everybody for public images. Refuses: IMAGE_NOT_FOUND,
+    SHARED_IMAGE_SHARES_HIDDEN, INVALID_PAGE_TOKEN.
     """
     LeaveImageShare: _aio.UnaryUnaryMultiCallable[_image_service_pb2.LeaveImageShareRequest, _image_service_pb2.LeaveImageShareResponse]  # type: ignore[assignment]
     """Gives up an image that is shared with the caller.
@@ -269,8 +277,11 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
 
     A caller sees every public image, its own custom images and the images shared with it. Any other
     image answers IMAGE_NOT_FOUND, in the same words as an id that does not exist.
-    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID and INVALID_REQUEST; every call with
-    `request_id` with REQUEST_ID_REUSED; every call with an etag with ETAG_MISMATCH.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
     """
 
     @_abc_1.abstractmethod
@@ -429,9 +440,10 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_service_pb2.ListImageSharesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_service_pb2.ListImageSharesResponse, _abc.Awaitable[_image_service_pb2.ListImageSharesResponse]]:
-        """Lists the accounts that an image is shared with, by account id.
+        """Lists the accounts that an image is shared with, by account id. Of a public image the list is empty.
 
-        Who: the owner and the operator. Refuses: IMAGE_NOT_FOUND, SHARED_IMAGE_SHARES_HIDDEN, INVALID_PAGE_TOKEN.
+        Who: the owner and the operator; everybody for public images. Refuses: IMAGE_NOT_FOUND,
+        SHARED_IMAGE_SHARES_HIDDEN, INVALID_PAGE_TOKEN.
         """
 
     @_abc_1.abstractmethod

@@ -33,8 +33,11 @@ class InstanceServiceStub:
 
     An instance belongs to one account; to others it answers INSTANCE_NOT_FOUND, in the same words as an id that
     does not exist. The operator sees all of them.
-    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID and INVALID_REQUEST; every call with
-    `request_id` with REQUEST_ID_REUSED; every call with an etag with ETAG_MISMATCH.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
     """
 
     @_typing.overload
@@ -110,8 +113,11 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
 
     An instance belongs to one account; to others it answers INSTANCE_NOT_FOUND, in the same words as an id that
     does not exist. The operator sees all of them.
-    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID and INVALID_REQUEST; every call with
-    `request_id` with REQUEST_ID_REUSED; every call with an etag with ETAG_MISMATCH.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -183,8 +189,11 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
 
     An instance belongs to one account; to others it answers INSTANCE_NOT_FOUND, in the same words as an id that
     does not exist. The operator sees all of them.
-    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID and INVALID_REQUEST; every call with
-    `request_id` with REQUEST_ID_REUSED; every call with an etag with ETAG_MISMATCH.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
     """
 
     @_abc_1.abstractmethod

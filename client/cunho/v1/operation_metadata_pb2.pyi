@@ -52,7 +52,7 @@ class OperationMetadata(_message.Message):
             STATE_FAILED: OperationMetadata.Step._State.ValueType  # 4
             """Failed; `error` says why."""
             STATE_CANCELLED: OperationMetadata.Step._State.ValueType  # 5
-            """Not done, since the operation was cancelled."""
+            """Not done, since the operation was cancelled or an earlier step failed."""
 
         class State(_State, metaclass=_StateEnumTypeWrapper):
             """Where a step is in its life."""
@@ -68,7 +68,7 @@ class OperationMetadata(_message.Message):
         STATE_FAILED: OperationMetadata.Step.State.ValueType  # 4
         """Failed; `error` says why."""
         STATE_CANCELLED: OperationMetadata.Step.State.ValueType  # 5
-        """Not done, since the operation was cancelled."""
+        """Not done, since the operation was cancelled or an earlier step failed."""
 
         NAME_FIELD_NUMBER: _builtins.int
         REGION_ID_FIELD_NUMBER: _builtins.int
@@ -129,7 +129,7 @@ class OperationMetadata(_message.Message):
     """True once CancelOperation was called on it."""
     @_builtins.property
     def target_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of the images or instances that it makes or changes. Empty with validate_only."""
+        """Ids of the images or instances that it makes or changes; with validate_only those of new ones are left out."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

@@ -28,7 +28,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class QuotaServiceStub:
-    """Limits and what is used of them."""
+    """Limits and what is used of them.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -54,7 +60,13 @@ class QuotaServiceStub:
 
 @_typing.type_check_only
 class QuotaServiceAsyncStub(QuotaServiceStub):
-    """Limits and what is used of them."""
+    """Limits and what is used of them.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetQuota: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.GetQuotaRequest, _quota_pb2.Quota]  # type: ignore[assignment]
@@ -76,7 +88,13 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     """
 
 class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Limits and what is used of them."""
+    """Limits and what is used of them.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
+    """
 
     @_abc_1.abstractmethod
     def GetQuota(

@@ -27,7 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RegionServiceStub:
-    """The regions of the cloud."""
+    """The regions of the cloud.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -41,7 +47,13 @@ class RegionServiceStub:
 
 @_typing.type_check_only
 class RegionServiceAsyncStub(RegionServiceStub):
-    """The regions of the cloud."""
+    """The regions of the cloud.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListRegions: _aio.UnaryUnaryMultiCallable[_region_service_pb2.ListRegionsRequest, _region_service_pb2.ListRegionsResponse]  # type: ignore[assignment]
@@ -51,7 +63,13 @@ class RegionServiceAsyncStub(RegionServiceStub):
     """
 
 class RegionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The regions of the cloud."""
+    """The regions of the cloud.
+
+    Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,
+    TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with
+    TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with
+    ETAG_MISMATCH.
+    """
 
     @_abc_1.abstractmethod
     def ListRegions(
