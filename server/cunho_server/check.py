@@ -26,7 +26,7 @@ async def check(settings: Settings) -> list[Finding]:
     """What is found; the installation is sound if none of it is a problem."""
     found = [*_certificates(settings), *await asyncio.to_thread(lambda: [*_keys(settings)])]
     with postgresql(settings) as dsn:
-        return found + await installation.examine(dsn, connections=settings.processes * settings.connections)
+        return found + await installation.examine(dsn, connections=settings.processes * (settings.connections + 1))
 
 
 def _certificates(settings: Settings) -> Iterator[Finding]:

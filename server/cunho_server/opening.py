@@ -25,7 +25,7 @@ _CONNECTIONS_OF_OTHERS = 50
 
 def embedded_connections(settings: Settings) -> int:
     """How many connections the embedded PostgreSQL takes."""
-    return settings.processes * settings.connections + _CONNECTIONS_OF_OTHERS
+    return settings.processes * (settings.connections + 1) + _CONNECTIONS_OF_OTHERS
 
 
 @contextmanager

@@ -319,13 +319,15 @@ def test_an_old_postgresql_is_refused(mended: str, monkeypatch: pytest.MonkeyPat
         asyncio.run(refuse_unfit(mended))
 
 
-def test_more_connections_than_postgresql_allows_are_told(mended: str) -> None:
+def test_more_connections_than_postgresql_allows_are_told(mended: str, postgres: Postgres) -> None:
     (found,) = examined(mended, connections=198)
     assert str(found) == (
         "a server may open 198 connections and PostgreSQL allows 197: "
         "raise max_connections in PostgreSQL, or lower CUNHO_PROCESSES or CUNHO_CONNECTIONS"
     )
     assert examined(mended, connections=197) == []
+    # Health is asked beside the connections of calls: 11 times 18.
+    assert found in asyncio.run(check.check(postgres.settings(mended, processes=11, connections=17)))
 
 
 # --- certificates and keys
