@@ -311,7 +311,7 @@ REFUSALS: dict[Reason, Entry] = {
     Reason.ACCOUNT_REGION_IN_USE: _entry(
         Code.FAILED_PRECONDITION,
         "SHR-9",
-        "account {account_id} has or had images, shares or instances in {region_ids}",
+        "account {account_id} has or had images or instances, or has images shared with it, in {region_ids}",
         "Keep the regions in the list; to stop the account from making anything new, set its state to SUSPENDED.",
     ),
     Reason.IMAGE_NAME_TAKEN: _entry(

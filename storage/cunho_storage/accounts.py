@@ -207,7 +207,7 @@ async def leave(connection: Connection, account_id: str, region_ids: Sequence[st
 
 
 async def in_use(connection: Connection, account_id: str, region_ids: Sequence[str]) -> list[str]:
-    """Those of the regions in which the account has, or ever had, anything. Locks the regions first."""
+    """Those of the regions that the account cannot leave: it has shares, or ever had more, there. Locks them first."""
     await connection.rows(_LOCK_REGIONS, account_id=account_id, region_ids=region_ids)
     return [row[0] for row in await connection.rows(_IN_USE, account_id=account_id, region_ids=region_ids)]
 

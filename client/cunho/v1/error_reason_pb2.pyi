@@ -141,8 +141,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     metadata: account_id
     """
     ACCOUNT_REGION_IN_USE: _ErrorReason.ValueType  # 31
-    """FAILED_PRECONDITION. The account has or had images or instances, or has shared images, in a region that it would
-    leave.
+    """FAILED_PRECONDITION. The account has or had images or instances, or has images shared with it, in a region that it
+    would leave.
     metadata: account_id, region_ids
     """
     IMAGE_NAME_TAKEN: _ErrorReason.ValueType  # 32
@@ -388,8 +388,8 @@ ACCOUNT_ALREADY_EXISTS: ErrorReason.ValueType  # 30
 metadata: account_id
 """
 ACCOUNT_REGION_IN_USE: ErrorReason.ValueType  # 31
-"""FAILED_PRECONDITION. The account has or had images or instances, or has shared images, in a region that it would
-leave.
+"""FAILED_PRECONDITION. The account has or had images or instances, or has images shared with it, in a region that it
+would leave.
 metadata: account_id, region_ids
 """
 IMAGE_NAME_TAKEN: ErrorReason.ValueType  # 32
