@@ -1,5 +1,6 @@
 """The documents say what the code says: generated pages are current, links lead somewhere, tests named exist."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,15 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         if not path.exists() or (anchor and anchor not in anchors(path))
     ]
     assert broken == []
+
+
+@pytest.mark.parametrize("folder", ["server/cunho_rules", "server/cunho_server", "storage/cunho_storage", "bench"])
+def test_the_map_of_a_package_names_every_module_and_no_other(folder: str) -> None:
+    package = ROOT / folder
+    map_ = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    named = re.findall(r"^(\w+)/? {2,}", map_, re.MULTILINE) or re.findall(r"`(\w+)`", map_)
+    modules = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert {*named} - {"__main__"} == modules - {"__init__", "__main__"}
 
 
 def test_every_decision_is_listed_in_the_architecture() -> None:

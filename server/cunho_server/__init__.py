@@ -11,10 +11,14 @@ quotas           QuotaService
 regions          RegionService
 servicer         what the servicers share: caller, transaction, request ids, pages
 making           new images and the operations that make them
+shown            images as reads answer them, as kept bytes
 explaining       the facts of an action that is only explained
 answering        what happens around every call: credentials, limits, shape, refusals, bugs
 call             what is known of one call, from its first byte to its outcome
 admission        how many calls are answered at once
+pace             how many calls a second an account may make
+self_probe       whether this process takes up calls in time
+memory           how much memory this process has, and giving it back
 identity         who calls, from a token or a client certificate
 credentials      what credentials entitle to
 tokens           tokens, verified and signed

@@ -61,11 +61,11 @@ class Embedded:
         return self._process.poll() is not None
 
     def start_again(self) -> None:
-        """Start PostgreSQL anew after it has ended, and wait until it accepts connections. Raises EmbeddedError."""
+        """Starts PostgreSQL anew after it has ended, and waits until it accepts connections. Raises EmbeddedError."""
         self._process = self._launch()
 
     def stop(self) -> None:
-        """Shut PostgreSQL down, wait for its end and release the data folder; a second call does nothing."""
+        """Shuts PostgreSQL down, waits for its end and releases the data folder; a second call does nothing."""
         _end(self._process)
         self._undo.close()
 
@@ -168,7 +168,7 @@ class _User(NamedTuple):
         return identity | {"env": _ENVIRONMENT, "cwd": "/", "start_new_session": True, "stderr": subprocess.STDOUT}
 
     def run(self, *command: str | Path, text: str = "", check: bool = True) -> bool:
-        """Run a command to its end, `text` being its input, and return whether it succeeded."""
+        """Runs a command to its end, `text` being its input; whether it succeeded."""
         inout: dict[str, Any] = {"input": text, "text": True, "stdout": subprocess.PIPE}
         return subprocess.run(command, check=check, **inout, **self.options()).returncode == 0
 
@@ -183,7 +183,7 @@ def _data(folder: Path) -> Path | None:
 
 
 def _make(folder: Path, user: _User) -> None:
-    """Make the data folder. As root it stays root's: root must open no files where another user can place links."""
+    """Makes the data folder. As root it stays root's: root must open no files where another user can place links."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.geteuid() == 0 and not any(folder.iterdir()):  # one in use keeps its mode: it may be shared with others
         os.chown(folder, -1, user.gid)
@@ -196,7 +196,7 @@ def _make(folder: Path, user: _User) -> None:
 
 
 def _lock(folder: Path, undo: ExitStack) -> None:
-    """Own the data folder until `undo` is closed."""
+    """Keeps the data folder for this process until `undo` is closed."""
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)  # no file object: forgotten, it would end the lock
     undo.callback(os.close, lock)
     try:
@@ -250,7 +250,7 @@ def _copy(packages: Path, folder: Path, name: str) -> Path:
 
 
 def _new_data(folder: Path, user: _User, programs: Path) -> Path:
-    """Make the database's files."""
+    """The database's files, made now."""
     data = _partial(folder)
     os.chown(data, *user)
     user.run(programs / "initdb", "-D", data, "--encoding=UTF8", "--locale=C.UTF-8", "--auth=trust", "-U", "cunho")
@@ -312,7 +312,7 @@ def _wait_for(lock: IO[str], data: Path) -> None:
 
 
 def _wait(process: subprocess.Popen[Any], folder: Path, is_ready: Callable[[], bool]) -> None:
-    """Wait until PostgreSQL accepts connections, which after a crash takes as long as its recovery does."""
+    """Waits until PostgreSQL accepts connections, which after a crash takes as long as its recovery does."""
     while not is_ready():
         if process.poll() is not None:
             log = folder / "postgres.log"

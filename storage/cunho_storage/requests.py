@@ -90,7 +90,7 @@ class Beginning:
 
     def __init__(self, lock: Any = None) -> None:
         locks = [] if lock is None else [fn.ARRAY(lock)]
-        # Named so that the lock comes after the claim: everybody takes the two in this order.
+        # Named so that the lock comes after the claim: all that begin so take the two in this order.
         after_claim = [] if lock is None else [fn.ARRAY(lock.where(SQL("0") <= _NUMBER))]
         self.alone = Statement(Select([], [_TIME, *locks]))
         self.claiming = Statement(Select([], [_TIME, _NUMBER, *after_claim]).with_cte(_CLAIMS))
