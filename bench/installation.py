@@ -47,9 +47,9 @@ class Installation(NamedTuple):
 
     def memory_bytes(self) -> dict[str, int]:
         """Resident memory of the server's processes, and of PostgreSQL's what each has for itself."""
-        (worker,) = self.server.processes()
+        (process,) = self.server.processes()
         return {
-            "worker": machine.resident_bytes(worker),
+            "process": machine.resident_bytes(process),
             "supervisor": machine.resident_bytes(self.server.process.pid),
             "PostgreSQL": sum(map(machine.proportional_bytes, machine.family(self.postgresql))),
         }

@@ -46,7 +46,7 @@ class Waiting(NamedTuple):
 def wait(installation: Installation, waiters: int, *, seconds: float) -> Waiting:
     """So many callers, each waiting for an operation of its own. Raises WrongAnswer."""
     bench, call = Bench(installation), CALLS[0]
-    (worker,) = installation.server.processes()
+    (process,) = installation.server.processes()
 
     def used() -> float:
         return cpu_seconds(installation.server.process.pid) + cpu_seconds(installation.postgresql)
@@ -56,11 +56,11 @@ def wait(installation: Installation, waiters: int, *, seconds: float) -> Waiting
     alone, beside = (Sample(CALLERS) for _ in range(2))
     bench.add(alone, call, seconds)
     with child("load", installation.cores.other) as waiting:
-        memory_bytes, before = resident_bytes(worker), used()
+        memory_bytes, before = resident_bytes(process), used()
         waiting.ask(_load(installation.scene.port, accounts))
         waiting.tell("go")
-        _settled(worker)
-        come, memory_bytes = used() - before, resident_bytes(worker) - memory_bytes
+        _settled(process)
+        come, memory_bytes = used() - before, resident_bytes(process) - memory_bytes
         before = used()
         time.sleep(max(2, seconds))
         idle = (used() - before) / max(2, seconds)

@@ -85,7 +85,7 @@ class Service:
 
     # --- faults
 
-    def kill_worker(self) -> None:
+    def kill_process(self) -> None:
         """One of the processes that answer calls dies."""
         _kill(self.server.processes()[0])
 

@@ -29,7 +29,7 @@ from cunho_server.tokens import Signer
 
 #: What is killed, and how often in the long run: 200 times, those that are soon over more often.
 KILLS: dict[Callable[[Service], None], int] = {
-    Service.kill_worker: 60,
+    Service.kill_process: 60,
     Service.kill_postgres: 80,
     Service.kill_backend: 38,
     Service.suspend_postgres: 8,

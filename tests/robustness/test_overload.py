@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from tests.end_to_end.requests_of import BY_NAME, Answer, call
 from tests.end_to_end.steps import until
 from tests.robustness.load import STREAMS, Load, Outcome
 from tests.robustness.processes import Process, calling
-from tests.robustness.scale import LONG, only_long, scaled
+from tests.robustness.scale import only_long, scaled
 from tests.server_process import Server, serving
 from tests.world import GUANGZHOU, Postgres
 
@@ -150,7 +149,7 @@ def report(most: float, unloaded: Outcome, outcome: Outcome) -> None:
     print(f"offered {outcome.due}, answered {len(outcome.answered)}, refused {len(outcome.refused)}, {outcome.failed}")
 
 
-@pytest.mark.skipif(not LONG, reason="what many accounts get is a matter of time: make robustness")
+@only_long
 def test_accounts_that_want_too_much_together_are_cut_alike(postgres: Postgres, tmp_path: Path) -> None:
     with served(postgres, tmp_path) as server:
         most = capacity(server)
