@@ -161,7 +161,7 @@ class Methods(ABC):
         Who: everybody. Refuses, per image: IMAGE_NOT_FOUND.
 
         Args:
-            image_ids: The images, 1 to 100, each once. Required.
+            image_ids: The images, 1 to 100, each once; fewer, if they are more than 3 MiB together. Required.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = v1.BatchGetImagesRequest(image_ids=image_ids)
@@ -223,8 +223,8 @@ class Methods(ABC):
         Args:
             region_id: Region to look in. Required.
             family: Family of public images. Required.
-            architecture: Architecture wanted. Default: unspecified, any; of builds published at one moment X86_64, then
-                I386, then ARM64.
+            architecture: Architecture wanted. Default: unspecified, any; of builds that a catalogue publishes together
+                X86_64, then I386, then ARM64.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = v1.ResolveImageRequest(region_id=region_id, family=family, architecture=architecture)
@@ -770,7 +770,8 @@ class Methods(ABC):
         Args:
             region_id: Region to launch in. Required.
             zone_id: Zone of the region to launch in. Required.
-            name: Name, up to 60 characters; with a count over 1, "-1", "-2" ... are added. Default: empty.
+            name: Name, up to 60 characters; with a count over 1, "-1", "-2" ... are added, and count among them.
+                Default: empty.
             instance_type: Instance type. Required.
             image_id: Image to launch from. Required.
             count: Number of instances, all or none, 0 to 100. Default: 1.

@@ -410,7 +410,7 @@ class Deprecation(_message.Message):
     state: Global___Deprecation.State.ValueType
     """How far it is retired. Required."""
     replacement_image_id: _builtins.str
-    """Image to use instead, in the same region and visible to the caller. Default: empty, none."""
+    """Image to use instead, another in the same region, visible to the caller. Default: empty, none."""
     message: _builtins.str
     """Why, up to 256 characters. Default: empty."""
     def __init__(

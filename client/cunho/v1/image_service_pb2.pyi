@@ -55,7 +55,7 @@ class BatchGetImagesRequest(_message.Message):
     IMAGE_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def image_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The images, 1 to 100, each once. Required."""
+        """The images, 1 to 100, each once; fewer, if they are more than 3 MiB together. Required."""
 
     def __init__(
         self,
@@ -224,7 +224,9 @@ class ResolveImageRequest(_message.Message):
     family: _builtins.str
     """Family of public images. Required."""
     architecture: _operating_system_pb2.Architecture.ValueType
-    """Architecture wanted. Default: unspecified, any; of builds published at one moment X86_64, then I386, then ARM64."""
+    """Architecture wanted. Default: unspecified, any; of builds that a catalogue publishes together X86_64, then I386, then
+    ARM64.
+    """
     def __init__(
         self,
         *,

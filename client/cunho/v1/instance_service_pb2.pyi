@@ -63,7 +63,7 @@ class CreateInstanceRequest(_message.Message):
     zone_id: _builtins.str
     """Zone of the region to launch in. Required."""
     name: _builtins.str
-    """Name, up to 60 characters; with a count over 1, "-1", "-2" ... are added. Default: empty."""
+    """Name, up to 60 characters; with a count over 1, "-1", "-2" ... are added, and count among them. Default: empty."""
     instance_type: _builtins.str
     """Instance type. Required."""
     image_id: _builtins.str
