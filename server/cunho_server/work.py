@@ -362,8 +362,10 @@ async def _undo_images(connection: Connection, operation: Operation, steps: _Ste
 
 
 async def _undo_launch(connection: Connection, operation: Operation, steps: _Steps, refusal: Refusal) -> None:
-    state = InstanceState.DELETED if refusal.reason is Reason.OPERATION_CANCELLED else InstanceState.FAILED
-    await instances.end(connection, operation.target_ids, state, operation.operation_id, failure=str(refusal))
+    if refusal.reason is Reason.OPERATION_CANCELLED:
+        await instances.end(connection, operation.target_ids, InstanceState.DELETED, operation.operation_id)
+    else:
+        await instances.fail(connection, operation.target_ids, str(refusal), operation.operation_id)
 
 
 async def _undo_instance(connection: Connection, operation: Operation, steps: _Steps, refusal: Refusal) -> None:

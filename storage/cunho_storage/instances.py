@@ -135,8 +135,10 @@ _MOVING = operations.beginning_with(
 )
 _OF_OPERATION = (InstanceRow.instance_id == any_of("instance_ids")) & (InstanceRow.operation_id == arg("operation_id"))
 _ENDED = {InstanceRow.operation_id: SQL("NULL"), **_CHANGED}
-_END = Statement(
-    InstanceRow.update({InstanceRow.state: arg("state"), InstanceRow.failure: arg("failure"), **_ENDED}).where(
+# A failure stays stored: an instance that failed comes back to it if its deletion is undone.
+_END = Statement(InstanceRow.update({InstanceRow.state: arg("state"), **_ENDED}).where(_OF_OPERATION))
+_FAIL = Statement(
+    InstanceRow.update({InstanceRow.state: "FAILED", InstanceRow.failure: arg("failure"), **_ENDED}).where(
         _OF_OPERATION
     )
 )
@@ -208,18 +210,16 @@ async def update(connection: Connection, instance: Instance) -> bool:
     )
 
 
-async def end(
-    connection: Connection, instance_ids: Sequence[str], state: str, operation_id: str, *, failure: str = ""
-) -> int:
-    """Moves the instances of an operation to where it leaves them; how many were still the operation's.
-
-    Args:
-        failure: why, if they are left FAILED.
-    """
+async def end(connection: Connection, instance_ids: Sequence[str], state: str, operation_id: str) -> int:
+    """Moves the instances of an operation to where it leaves them; how many were still the operation's."""
     if state == InstanceState.DELETED:
         return await connection.run(_DELETE, instance_ids=instance_ids, operation_id=operation_id)
-    said = failure if state == InstanceState.FAILED else ""
-    return await connection.run(_END, instance_ids=instance_ids, operation_id=operation_id, state=state, failure=said)
+    return await connection.run(_END, instance_ids=instance_ids, operation_id=operation_id, state=state)
+
+
+async def fail(connection: Connection, instance_ids: Sequence[str], failure: str, operation_id: str) -> int:
+    """Leaves the instances of an operation FAILED, and says why; how many were still the operation's."""
+    return await connection.run(_FAIL, instance_ids=instance_ids, operation_id=operation_id, failure=failure)
 
 
 async def reinstall(connection: Connection, instance_id: str, image_id: str, kind: str, trust: str) -> None:

@@ -677,6 +677,8 @@ def test_cancelling_an_ended_operation_changes_nothing(world: World) -> None:
 
 # --- a driver that fails
 
+TOO_LARGE = Refusal(Reason.IMAGE_TOO_LARGE, field="virtual size", size_bytes=2**40, limit_bytes=2**39)
+
 
 @pytest.mark.usefixtures("impatient")
 def test_work_that_fails_five_times_is_given_up(world: World, driver: Held, asked: Asked) -> None:
@@ -743,6 +745,23 @@ def test_a_failed_launch_leaves_instances_that_say_why_and_can_be_deleted(world:
     assert states(world, operation) == {"DELETED"}
 
 
+def test_a_failed_instance_says_why_again_when_its_deletion_is_cancelled(world: World, driver: Held) -> None:
+    tenant = world.tenant()
+    begin = prepared(world, tenant, "CreateInstance")
+    with driver.failing("launch", TOO_LARGE):
+        launch = begin()
+        told = error_of(launch)
+    kept, deleted = launch.metadata.target_ids
+    with driver.holding("destroy"):
+        deletion = tenant.delete_instance(instance_id=kept)
+        assert tenant.get_instance(instance_id=kept).failure == ""  # it is DELETING
+        deletion.cancel()
+        assert error_of(deletion).reason == "OPERATION_CANCELLED"
+    instance = tenant.get_instance(instance_id=kept)
+    assert (instance.state, instance.failure) == (Instance.STATE_FAILED, told.message)
+    assert tenant.delete_instance(instance_id=deleted).result(20).failure == ""
+
+
 @pytest.mark.usefixtures("impatient")
 def test_work_that_fails_a_few_times_succeeds_all_the_same(world: World, driver: Held, asked: Asked) -> None:
     tenant = world.tenant()
@@ -754,8 +773,6 @@ def test_work_that_fails_a_few_times_succeeds_all_the_same(world: World, driver:
 
 
 # --- a driver that refuses
-
-TOO_LARGE = Refusal(Reason.IMAGE_TOO_LARGE, field="virtual size", size_bytes=2**40, limit_bytes=2**39)
 
 
 def test_what_the_driver_refuses_is_not_tried_again_and_told_as_it_is(world: World, driver: Held, asked: Asked) -> None:

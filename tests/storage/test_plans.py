@@ -423,6 +423,7 @@ PRICED = [
     Priced("instances.moving", move_instance),
     Priced("instances.end", lambda c: instances.end(c, [STOPPING], "STOPPED", PENDING)),
     Priced("instances.end, deleted", lambda c: instances.end(c, [STOPPING], "DELETED", PENDING)),
+    Priced("instances.fail", lambda c: instances.fail(c, [STOPPING], "broken", PENDING)),
     Priced("instances.reinstall", lambda c: instances.reinstall(c, INSTANCE, PUBLIC, "PUBLIC", "PROVIDER")),
     Priced("operations.get", lambda c: operations.get(c, PENDING)),
     Priced("operations.adding", add_operation),
