@@ -295,7 +295,8 @@ def operation(operation: Operation) -> operations_pb2.Operation:
 
 
 def _metadata(operation: Operation) -> pb.OperationMetadata:
-    ended = sum(step["state"] not in ("PENDING", "RUNNING") for step in operation.steps)
+    told = steps(operation)
+    ended = sum(step["state"] not in ("PENDING", "RUNNING") for step in told)
     done = operation.end_time is not None
     return pb.OperationMetadata(
         method=operation.method,
@@ -306,18 +307,35 @@ def _metadata(operation: Operation) -> pb.OperationMetadata:
         create_time=timestamp(operation.create_time),
         start_time=timestamp(operation.start_time),
         end_time=timestamp(operation.end_time),
-        progress_percent=100 if done else 100 * ended // len(operation.steps),
-        steps=_steps(operation),
+        progress_percent=100 if done else 100 * ended // len(told),
+        steps=_steps(told, operation.state),
         cancel_requested=operation.cancel_requested,
         warnings=[pb.Warning(**each) for each in operation.warnings],
         quotes=[quote(Quote(**each)) for each in operation.quotes],
     )
 
 
-def _steps(operation: Operation) -> Iterator[pb.OperationMetadata.Step]:
+def steps(operation: Operation) -> list[dict[str, Any]]:
+    """The steps as they are; see `step_to_store`."""
+    return [
+        {**step, "state": "FAILED"} if step["state"] == "PENDING" and step["error"] else {**step}
+        for step in operation.steps
+    ]
+
+
+def step_to_store(step: Mapping[str, Any]) -> dict[str, Any]:
+    """The step as it is stored before the operation ends: if its work failed, it is PENDING and has its error.
+
+    Servers of 0.1.0, which may take the operation over, ask for it again then; of one that has FAILED they would finish
+    the image.
+    """
+    return {**step, "state": "PENDING"} if step["state"] == "FAILED" and step["target_id"] else {**step}
+
+
+def _steps(steps: Iterable[Mapping[str, Any]], state: str) -> Iterator[pb.OperationMetadata.Step]:
     """The steps. They are done in turn: while somebody does them, the first that is PENDING is under way."""
-    under_way = "RUNNING" if operation.state == OperationState.RUNNING else "PENDING"
-    for step in operation.steps:
+    under_way = "RUNNING" if state == OperationState.RUNNING else "PENDING"
+    for step in steps:
         if step["state"] == "PENDING":
             step, under_way = {**step, "state": under_way}, "PENDING"
         yield _step(step)
@@ -329,7 +347,7 @@ def _step(step: Mapping[str, Any]) -> pb.OperationMetadata.Step:
         region_id=step["region_id"],
         target_id=step["target_id"],
         state=STEP_STATE.number(step["state"]),
-        error=status.status(refusal_of(step["error"])) if step["error"] else None,
+        error=status.status(refusal_of(step["error"])) if step["state"] == "FAILED" else None,
     )
 
 

@@ -33,14 +33,17 @@ _PAUSE_SECONDS, _PAUSE_SECONDS_MAX = 0.1, 60
 
 _HOUR_SECONDS = 3600
 
+#: Methods each of whose steps stands for itself: one that fails keeps no other from being done.
+_APART = ("CopyImage",)
+
 
 class Driver(Protocol):
     """What makes machines and images real. Actions are idempotent: after a crash they are asked for again."""
 
     async def act(self, action: str, region_id: str, target_id: str) -> None:
         """Does the action to the target: launch, start, stop, reboot, install or destroy an instance; capture, import
-        or copy an image. A Refusal raised ends the operation; anything else raised is tried again. Once cancelled, it
-        returns when nothing of the action goes on any more."""
+        or copy an image. A Refusal raised ends the operation, but of a copy only that to the region; anything else
+        raised is tried again. Once cancelled, it returns when nothing of the action goes on any more."""
 
 
 class _Lost(Exception):
@@ -167,7 +170,7 @@ class Work:
     # --- one operation
 
     async def _carry_out(self, operation: Operation) -> None:
-        steps = [dict(each) for each in operation.steps]
+        steps = messages.steps(operation)
         try:
             refusal = await self._refused(operation, steps)
             if refusal is None:
@@ -191,7 +194,8 @@ class Work:
         if operation.cancel_requested:
             return _cancelled(operation)
         if operation.attempts > _ATTEMPTS_MAX:
-            return _given_up(operation, steps)
+            _give_up(operation, steps)
+            return _failure(operation, steps)
         doing = asyncio.ensure_future(self._do(operation, steps))
         try:
             while not (await asyncio.wait({doing}, timeout=min(1, self._lease_seconds / 3)))[0]:
@@ -203,28 +207,36 @@ class Work:
                     return _cancelled(operation)
             if doing.cancelled():
                 raise RuntimeError("the driver cancelled itself")  # which must not pass for the end of this worker
-            return doing.result()
+            doing.result()
+            return _failure(operation, steps)
         finally:
             doing.cancel()
             # Nothing is undone, nor left to others, while the driver is still at it.
             await asyncio.gather(doing, return_exceptions=True)
 
-    async def _do(self, operation: Operation, steps: list[dict[str, Any]]) -> Refusal | None:
-        for index, each in enumerate(steps):
-            if each["state"] != "PENDING":
-                continue
-            try:
-                await self._driver.act(each["name"], each["region_id"], each["target_id"])
-            except Refusal as refusal:
-                return _failed(each, refusal)
-            each["state"] = "SUCCEEDED"
-            if index + 1 < len(steps):
+    async def _do(self, operation: Operation, steps: list[dict[str, Any]]) -> None:
+        """Does what is left: up to a step that fails, or all that stand apart, and raises why one is to be tried again."""
+        errors = []
+        for each in _left(steps):
+            (error,) = await asyncio.gather(self._act(each), return_exceptions=True)
+            errors += [error] if error else []
+            if each["state"] != "SUCCEEDED" and operation.method not in _APART:
+                break
+            if _left(steps):  # else it is stored with the end
                 await self._save(operation, steps)
-        return None
+        if errors:
+            raise errors[0]
+
+    async def _act(self, step: dict[str, Any]) -> None:
+        try:
+            await self._driver.act(step["name"], step["region_id"], step["target_id"])
+            step["state"] = "SUCCEEDED"
+        except Refusal as refusal:
+            _fail(step, refusal)
 
     async def _save(self, operation: Operation, steps: Sequence[Mapping[str, Any]]) -> None:
         async with self._database.connection() as connection:
-            if not await operations.save(connection, operation, steps):
+            if not await operations.save(connection, operation, [messages.step_to_store(each) for each in steps]):
                 raise _Lost
 
     async def _pause(self, operation: Operation, seconds: float) -> None:
@@ -260,9 +272,8 @@ class Work:
 
     async def _undo(self, operation: Operation, steps: list[dict[str, Any]], refusal: Refusal) -> None:
         cancelled = refusal.reason is Reason.OPERATION_CANCELLED
-        for each in steps:
-            if each["state"] == "PENDING":
-                each["state"] = "CANCELLED"
+        for each in _left(steps):
+            each["state"] = "CANCELLED"
         async with self._database.transaction() as connection:
             await _UNDO[operation.method](connection, operation, steps, refusal)
             if not await operations.end(
@@ -279,17 +290,32 @@ def _cancelled(operation: Operation) -> Refusal:
     return Refusal(Reason.OPERATION_CANCELLED, operation=messages.operation_name(operation.operation_id))
 
 
-def _given_up(operation: Operation, steps: Sequence[dict[str, Any]]) -> Refusal:
-    # There is one: that the last step is done is stored with the end of the operation.
-    failing = next(each for each in steps if each["state"] == "PENDING")
+def _left(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [each for each in steps if each["state"] == "PENDING"]
+
+
+def _give_up(operation: Operation, steps: Sequence[dict[str, Any]]) -> None:
+    """Fails the step that was tried, or all that stand apart, which were tried as often."""
     name = messages.operation_name(operation.operation_id)
-    return _failed(failing, Refusal(Reason.OPERATION_FAILED, operation=name, attempts=operation.attempts - 1))
+    refusal = Refusal(Reason.OPERATION_FAILED, operation=name, attempts=operation.attempts - 1)
+    left = _left(steps)
+    for each in left if operation.method in _APART else left[:1]:
+        _fail(each, refusal)
 
 
-def _failed(step: dict[str, Any], refusal: Refusal) -> Refusal:
-    """The refusal, told by the step as well."""
+def _fail(step: dict[str, Any], refusal: Refusal) -> None:
     step |= {"state": "FAILED", "error": messages.refusal_as_json(refusal)}
-    return refusal
+
+
+def _failure(operation: Operation, steps: Sequence[Mapping[str, Any]]) -> Refusal | None:
+    """Why the operation has failed; None if it has not, nor if of steps that stand apart one was done."""
+    if operation.method in _APART and any(each["state"] == "SUCCEEDED" for each in steps):
+        return None
+    return next((_error(each) for each in steps if each["target_id"] and each["state"] == "FAILED"), None)
+
+
+def _error(step: Mapping[str, Any]) -> Refusal:
+    return messages.refusal_of(step["error"])
 
 
 # --- effects
@@ -297,33 +323,35 @@ def _failed(step: dict[str, Any], refusal: Refusal) -> Refusal:
 _Steps = Sequence[Mapping[str, Any]]
 
 
-async def _finish_images(connection: Connection, operation: Operation) -> list[pb.Image]:
-    owner = Caller(operation.account_id, Role.ACCOUNT, operation.account_id)
-    finished = []
-    for image_id in sorted(operation.target_ids):
-        await images.finish(connection, image_id)
-        image = await images.get(connection, image_id, operation.account_id)
-        assert image is not None
-        finished.append(messages.image(owner, image))
-    return finished
+async def _finished(connection: Connection, operation: Operation, image_id: str) -> pb.Image:
+    await images.finish(connection, image_id)
+    image = await images.get(connection, image_id, operation.account_id)
+    assert image is not None
+    return messages.image(Caller(operation.account_id, Role.ACCOUNT, operation.account_id), image)
 
 
 async def _finish_image(connection: Connection, operation: Operation, steps: _Steps) -> Message:
-    (image,) = await _finish_images(connection, operation)
+    (image_id,) = operation.target_ids
+    image = await _finished(connection, operation, image_id)
     if instance_id := operation.input.get("instance_id"):
         await instances.end(connection, [instance_id], operation.input["instance_state"], operation.operation_id)
     return image
 
 
 async def _finish_copies(connection: Connection, operation: Operation, steps: _Steps) -> Message:
-    copies = {image.image_id: image for image in await _finish_images(connection, operation)}
+    made = _made(operation, steps)
+    await _free_places(connection, operation, [each for each in made if each["state"] == "FAILED"])
+    copies = {}
+    for each in made:
+        if each["state"] == "FAILED":
+            await _fail_image(connection, each, _error(each))
+        else:
+            copies[each["target_id"]] = await _finished(connection, operation, each["target_id"])
     return pb.CopyImageResponse(
         results=[
             pb.CopyImageResponse.Result(region_id=each["region_id"], image=copies[each["target_id"]])
-            if each["target_id"]
-            else pb.CopyImageResponse.Result(
-                region_id=each["region_id"], error=status.status(messages.refusal_of(each["error"]))
-            )
+            if each["target_id"] in copies
+            else pb.CopyImageResponse.Result(region_id=each["region_id"], error=status.status(_error(each)))
             for each in steps
         ]
     )
@@ -349,16 +377,30 @@ async def _finish_instance(connection: Connection, operation: Operation, steps: 
 
 async def _undo_images(connection: Connection, operation: Operation, steps: _Steps, refusal: Refusal) -> None:
     """Frees the places. A cancelled image is gone; a failed one stays, and says why."""
-    places = [(each["region_id"], each["target_id"]) for each in steps if each["target_id"] in operation.target_ids]
-    for region_id, _ in sorted(places):
-        await accounts.free_place(connection, operation.account_id, region_id)
-    for _, image_id in sorted(places, key=lambda place: place[1]):
+    made = _made(operation, steps)
+    await _free_places(connection, operation, made)
+    for each in made:
         if refusal.reason is Reason.OPERATION_CANCELLED:
-            await images.abandon(connection, image_id)
+            await images.abandon(connection, each["target_id"])
         else:
-            await images.fail(connection, image_id, refusal.reason, str(refusal))
+            await _fail_image(connection, each, _error(each) if each["state"] == "FAILED" else refusal)
     if instance_id := operation.input.get("instance_id"):
         await instances.end(connection, [instance_id], operation.input["instance_state"], operation.operation_id)
+
+
+def _made(operation: Operation, steps: _Steps) -> _Steps:
+    """The steps that make images, in the order in which those are locked."""
+    made = [each for each in steps if each["target_id"] in operation.target_ids]
+    return sorted(made, key=lambda each: each["target_id"])
+
+
+async def _free_places(connection: Connection, operation: Operation, made: _Steps) -> None:
+    for region_id in sorted(each["region_id"] for each in made):
+        await accounts.free_place(connection, operation.account_id, region_id)
+
+
+async def _fail_image(connection: Connection, step: Mapping[str, Any], why: Refusal) -> None:
+    await images.fail(connection, step["target_id"], why.reason, str(why))
 
 
 async def _undo_launch(connection: Connection, operation: Operation, steps: _Steps, refusal: Refusal) -> None:

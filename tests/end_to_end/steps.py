@@ -30,36 +30,38 @@ _TOLD_BY_CODE = {
 
 
 class Held:
-    """A compute driver whose actions can be held back or made to fail, by the name of the action."""
+    """A compute driver whose actions can be held back or made to fail, by the name of the action, or in one region."""
 
     def __init__(self) -> None:
-        self._held: set[str] = set()
-        self._failing: dict[str, Exception] = {}
+        self._held: set[tuple[str, str]] = set()
+        self._failing: dict[tuple[str, str], Exception] = {}
 
     async def act(self, action: str, region_id: str, target_id: str) -> None:
         """Does nothing, once it is let."""
-        while action in self._held:
+        here = ((action, ""), (action, region_id))
+        while not self._held.isdisjoint(here):
             await asyncio.sleep(0.005)
-        if failure := self._failing.get(action):
+        for failure in filter(None, map(self._failing.get, here)):
             raise failure
 
     @contextmanager
-    def holding(self, *actions: str) -> Iterator[None]:
+    def holding(self, *actions: str, region_id: str = "") -> Iterator[None]:
         """Operations stay in those actions until the block is left."""
-        self._held |= {*actions}
+        held = {(action, region_id) for action in actions}
+        self._held |= held
         try:
             yield
         finally:
-            self._held -= {*actions}
+            self._held -= held
 
     @contextmanager
-    def failing(self, action: str, failure: Exception) -> Iterator[None]:
+    def failing(self, action: str, failure: Exception, *, region_id: str = "") -> Iterator[None]:
         """The action fails within the block."""
-        self._failing[action] = failure
+        self._failing[action, region_id] = failure
         try:
             yield
         finally:
-            del self._failing[action]
+            del self._failing[action, region_id]
 
 
 # --- refusals

@@ -831,6 +831,29 @@ def test_images_that_are_together_larger_than_a_number_can_tell_take_places_as_a
     assert names(owner.list_images(region_id=GUANGZHOU, filter="kind = CUSTOM")) == ["four", "three", "two"]
 
 
+@pytest.mark.rule("CUS-12", "CUS-5")
+def test_a_copy_that_fails_in_one_region_is_made_in_the_others(world: World, driver: Held) -> None:
+    owner = world.tenant()
+    image = world.image(owner, "web")
+    with driver.failing("copy", UNREADABLE, region_id=FRANKFURT):
+        operation = owner.copy_image(image_id=image.image_id, destinations=to(FRANKFURT, SHANGHAI))
+        failed, copied = operation.result(timeout_seconds=20).results
+    assert (failed.region_id, copied.region_id) == (FRANKFURT, SHANGHAI)
+    told = Refused.from_status(failed.error)
+    assert_told(told, "FAILED_PRECONDITION", "IMAGE_FORMAT_MISMATCH", "CUS-10", **UNREADABLE.metadata)
+    failed_id, copied_id = operation.metadata.target_ids
+    assert copied.image == owner.get_image(image_id=copied_id)
+    assert copied.image.state == AVAILABLE
+    left = owner.get_image(image_id=failed_id)
+    assert (left.state, left.failure.reason) == (v1.Image.STATE_FAILED, told.reason)
+    assert left.failure.message == told.message
+    states = [step.state for step in operation.metadata.steps]
+    assert states == [v1.OperationMetadata.Step.STATE_FAILED, v1.OperationMetadata.Step.STATE_SUCCEEDED]
+    assert str(Refused.from_status(operation.metadata.steps[0].error)) == str(told)
+    assert (quota(owner, FRANKFURT), quota(owner, SHANGHAI)) == ((0, 0, 10), (1, 0, 10))
+    owner.delete_image(image_id=image.image_id)
+
+
 @pytest.mark.rule("CUS-12")
 def test_a_copy_that_fails_leaves_the_source_as_it_was(world: World, driver: Held) -> None:
     owner = world.tenant()

@@ -831,3 +831,48 @@ def test_a_cancelled_copy_leaves_no_copy_anywhere_and_its_source_as_it_was(world
     assert steps(operation) == [("copy", "FAILED"), ("copy", "CANCELLED")]
     assert (used(tenant), used(tenant, SHANGHAI)) == (1, 0)
     assert tenant.get_image(image_id=source.image_id) == source
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_copy_that_is_given_up_in_one_region_holds_up_no_other(world: World, driver: Held, asked: Asked) -> None:
+    tenant = world.tenant()
+    image_id = world.image(tenant).image_id
+    asked.clear()
+    with driver.failing("copy", RuntimeError("broken"), region_id=SHANGHAI):
+        operation = tenant.copy_image(image_id=image_id, destinations=to(SHANGHAI, FRANKFURT))
+        failed, made = operation.result(20).results
+    told = Refused.from_status(failed.error)
+    assert (told.reason, told.metadata) == ("OPERATION_FAILED", {"operation": operation.name, "attempts": "5"})
+    failed_id, made_id = operation.metadata.target_ids
+    assert made.image.image_id == made_id
+    assert asked == [("copy", failed_id), ("copy", made_id), *[("copy", failed_id)] * 4]
+    assert tenant.get_image(image_id=failed_id).failure.message == told.message
+    assert (used(tenant, SHANGHAI), used(tenant, FRANKFURT)) == (0, 1)
+
+
+def test_a_copy_that_fails_everywhere_has_failed_and_each_image_says_why(world: World, driver: Held) -> None:
+    tenant = world.tenant(GUANGZHOU, SHANGHAI, FRANKFURT)
+    image_id = world.image(tenant).image_id
+    other = Refusal(Reason.IMAGE_FORMAT_MISMATCH, format="QCOW2", found="VMDK")
+    with driver.failing("copy", TOO_LARGE, region_id=SHANGHAI), driver.failing("copy", other, region_id=FRANKFURT):
+        operation = tenant.copy_image(image_id=image_id, destinations=to(SHANGHAI, FRANKFURT))
+        assert error_of(operation).reason == "IMAGE_TOO_LARGE"
+    assert steps(operation) == [("copy", "FAILED"), ("copy", "FAILED")]
+    failures = [tenant.get_image(image_id=each).failure.reason for each in operation.metadata.target_ids]
+    assert failures == ["IMAGE_TOO_LARGE", "IMAGE_FORMAT_MISMATCH"]
+    assert (used(tenant, SHANGHAI), used(tenant, FRANKFURT)) == (0, 0)
+
+
+def test_a_copy_that_failed_in_one_region_can_be_cancelled_in_the_others(world: World, driver: Held) -> None:
+    tenant = world.tenant()
+    image_id = world.image(tenant).image_id
+    with driver.failing("copy", TOO_LARGE, region_id=SHANGHAI), driver.holding("copy", region_id=FRANKFURT):
+        operation = tenant.copy_image(image_id=image_id, destinations=to(SHANGHAI, FRANKFURT))
+        until(lambda: steps(refreshed(operation)) == [("copy", "FAILED"), ("copy", "RUNNING")])
+        assert operation.metadata.progress_percent == 50
+        assert Refused.from_status(operation.metadata.steps[0].error).reason == "IMAGE_TOO_LARGE"
+        operation.cancel()
+        assert error_of(operation).reason == "OPERATION_CANCELLED"
+    assert steps(operation) == [("copy", "FAILED"), ("copy", "CANCELLED")]
+    assert states(world, operation) == {"DELETED"}
+    assert (used(tenant, SHANGHAI), used(tenant, FRANKFURT)) == (0, 0)

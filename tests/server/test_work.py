@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import pytest
 from tests import world as worlds
 from tests.end_to_end.soundness import unsound
-from tests.end_to_end.steps import Held, import_image
+from tests.end_to_end.steps import Held, import_image, to
 from tests.storage.test_operations import EPOCH, NO_EPOCH, rewritten
-from tests.world import GUANGZHOU, Postgres, Tenant, World
+from tests.world import FRANKFURT, GUANGZHOU, SHANGHAI, Postgres, Tenant, World
 
 from cunho import Operation
-from cunho.v1 import Image
+from cunho.v1 import CopyImageResponse, Image
 from cunho_rules import model
 from cunho_rules.refusals import Reason, Refusal
 from cunho_server import work
@@ -402,6 +402,13 @@ async def imaging(world: World, tenant: Tenant) -> Operation[Image]:
     return tenant.create_image(region_id=GUANGZHOU, instance_id=instance.instance_id, name="in three steps")
 
 
+async def copying(world: World, tenant: Tenant) -> Operation[CopyImageResponse]:
+    """A new operation that copies an image to Shanghai and to Frankfurt."""
+    async with opened(world) as database, working(database, Watched()):
+        image = await asyncio.to_thread(world.image, tenant)
+    return tenant.copy_image(image_id=image.image_id, destinations=to(SHANGHAI, FRANKFURT))
+
+
 def states(operation: model.Operation) -> list[str]:
     """The states of the steps."""
     return [step["state"] for step in operation.steps]
@@ -561,6 +568,24 @@ async def test_a_server_that_stops_leaves_its_operation_to_others_at_once(asking
     assert [type(error) for error in one.failed] == [asyncio.CancelledError]
     assert [action for action, _ in other.asked] == ["capture", "start"]
     assert (after.state, after.attempts, after.epoch) == ("SUCCEEDED", 1, 2)
+
+
+async def test_what_one_server_was_refused_the_next_does_not_ask_for_again(asking: World, tenant: Tenant) -> None:
+    operation = await copying(asking, tenant)
+    refused, made = operation.metadata.target_ids
+    one, other = Watched(), Watched()
+    async with opened(asking) as database:
+        with one.failing("copy", TOO_LARGE, region_id=SHANGHAI), one.holding("copy", region_id=FRANKFURT):
+            async with working(database, one, lease_seconds=600):
+                await until(lambda: len(one.asked) == 2)
+        # A server of 0.1.0 would make an image AVAILABLE whose step has FAILED, but asks again for one that is PENDING.
+        assert states(await stored(database, operation)) == ["PENDING", "PENDING"]
+        async with working(database, other, lease_seconds=600):
+            after = await ended(database, operation)
+    assert other.asked == [("copy", made)]
+    assert (after.state, states(after)) == ("SUCCEEDED", ["FAILED", "SUCCEEDED"])
+    query = "SELECT state FROM image WHERE image_id = $1"
+    assert await rows(asking, query, refused) + await rows(asking, query, made) == [("FAILED",), ("AVAILABLE",)]
 
 
 async def test_a_server_that_stops_while_it_claims_leaves_the_operation_to_others(
