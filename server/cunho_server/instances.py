@@ -9,7 +9,7 @@ from cunho.v1 import instance_service_pb2_grpc
 from cunho_rules import actions, shapes, warnings
 from cunho_rules.checks import Action
 from cunho_rules.images import kind, trust
-from cunho_rules.model import Facts, Instance, InstanceState, etag
+from cunho_rules.model import Facts, Image, Instance, InstanceState, etag
 from cunho_server import explaining, messages
 from cunho_server.servicer import Mutation, Servicer, all_of, one_region
 from cunho_server.shape import masked
@@ -212,8 +212,8 @@ async def _launch(mutation: Mutation, request: pb.CreateInstanceRequest, facts: 
 
 
 async def _reinstall(mutation: Mutation, facts: Facts) -> Operation:
-    """The operation that replaces the instance's disk by the image's contents."""
-    assert facts.image is not None
+    """The operation that replaces the instance's disk by the image's contents, as the image is now. Source: INS-4."""
+    assert isinstance(facts.image, Image)
     image_kind = kind(facts.caller, facts.image)
     assert image_kind is not None
     input = {
@@ -221,6 +221,7 @@ async def _reinstall(mutation: Mutation, facts: Facts) -> Operation:
         "image_id": facts.image_id,
         "kind": image_kind,
         "trust": trust(image_kind),
+        **{field: getattr(facts.image, field) for field in instances.CHANGEABLE},
     }
     notices = warnings.of_launch(facts.image, image_kind)
     return await _move(mutation, facts, "install", InstanceState.REINSTALLING, input, notices)

@@ -367,9 +367,8 @@ async def _finish_launch(connection: Connection, operation: Operation, steps: _S
 
 async def _finish_instance(connection: Connection, operation: Operation, steps: _Steps) -> Message:
     (instance_id,) = operation.target_ids
-    if image_id := operation.input.get("image_id"):
-        kind, trust = operation.input["kind"], operation.input["trust"]
-        await instances.reinstall(connection, instance_id, image_id, kind, trust)
+    if "image_id" in operation.input:
+        await instances.reinstall(connection, instance_id, operation.input)
     await instances.end(connection, [instance_id], operation.input["to_state"], operation.operation_id)
     (instance,) = await instances.get_some(connection, [instance_id])
     return messages.instance(instance)

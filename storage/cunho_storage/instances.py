@@ -147,8 +147,15 @@ _DELETE = Statement(
         _OF_OPERATION
     )
 )
+#: What of an image may change while an instance is reinstalled from it.
+CHANGEABLE = ("name", "min_disk_bytes", "min_memory_bytes")
+_AT_THE_CALL = {
+    InstanceRow.launch_name: fn.COALESCE(arg("name", "text"), ImageRow.name),
+    InstanceRow.launch_min_disk_bytes: fn.COALESCE(arg("min_disk_bytes", "bigint"), ImageRow.min_disk_bytes),
+    InstanceRow.launch_min_memory_bytes: fn.COALESCE(arg("min_memory_bytes", "bigint"), ImageRow.min_memory_bytes),
+}
 _REINSTALL = Statement(
-    InstanceRow.update({**_LAUNCH, **_CHANGED})
+    InstanceRow.update({**_LAUNCH, **_AT_THE_CALL, **_CHANGED})
     .from_(ImageRow)
     .where((ImageRow.image_id == arg("image_id")) & (InstanceRow.instance_id == arg("instance_id")))
 )
@@ -222,9 +229,21 @@ async def fail(connection: Connection, instance_ids: Sequence[str], failure: str
     return await connection.run(_FAIL, instance_ids=instance_ids, operation_id=operation_id, failure=failure)
 
 
-async def reinstall(connection: Connection, instance_id: str, image_id: str, kind: str, trust: str) -> None:
-    """Makes the instance remember the image as the one that its disk was made from."""
-    await connection.run(_REINSTALL, instance_id=instance_id, image_id=image_id, launch_kind=kind, launch_trust=trust)
+async def reinstall(connection: Connection, instance_id: str, image: Mapping[str, Any]) -> None:
+    """Makes the instance remember the image as the one that its disk was made from.
+
+    Args:
+        image: its image_id, kind, trust and what is CHANGEABLE of it, as they were at the call. What is not there, since a
+            server of 0.1.0 took the call, is remembered as it is now.
+    """
+    await connection.run(
+        _REINSTALL,
+        instance_id=instance_id,
+        image_id=image["image_id"],
+        launch_kind=image["kind"],
+        launch_trust=image["trust"],
+        **{field: image.get(field) for field in CHANGEABLE},
+    )
 
 
 # --- pages

@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 from tests.end_to_end.steps import (
+    GIB,
     SHA256,
     Held,
     assert_explained,
@@ -310,6 +311,23 @@ def test_a_reinstalled_instance_remembers_the_new_image(world: World) -> None:
     assert instance.state == RUNNING
     assert instance.image_id == instance.launch_image.image_id == image.image_id
     assert instance.launch_image.kind == v1.ImageKind.IMAGE_KIND_CUSTOM
+
+
+@pytest.mark.rule("INS-4", "INS-2")
+def test_a_reinstalled_instance_remembers_its_image_as_it_was_at_the_call(world: World, driver: Held) -> None:
+    owner = world.tenant()
+    image, instance_id = world.image(owner, "as it was"), world.launch(owner).instance_id
+    with driver.holding("install"):
+        reinstalling = owner.reinstall_instance(instance_id=instance_id, image_id=image.image_id)
+        changed = v1.Image(
+            image_id=image.image_id, name="changed", min_disk_bytes=500 * GIB, min_memory_bytes=500 * GIB
+        )
+        owner.update_image(image=changed, update_mask=["name", "min_disk_bytes", "min_memory_bytes"])
+    assert reinstalling.result(timeout_seconds=20).launch_image.name == "as it was"
+    captured = world.image(owner, "captured", instance_id=instance_id)
+    assert captured.min_disk_bytes == image.min_disk_bytes
+    assert captured.min_memory_bytes == image.min_memory_bytes
+    world.launch(owner, captured.image_id)
 
 
 # --- INS-5

@@ -433,6 +433,21 @@ async def test_a_worker_that_was_taken_over_breaks_its_action_off(
     assert (one.done, len(other.done)) == ([], 1)
 
 
+async def test_a_reinstallation_that_a_server_of_0_1_0_began_is_finished(asking: World, tenant: Tenant) -> None:
+    async with opened(asking) as database, working(database, Watched()):
+        instance = await asyncio.to_thread(asking.launch, tenant)
+        image = await asyncio.to_thread(asking.image, tenant, "new one")
+    operation = tenant.reinstall_instance(instance_id=instance.instance_id, image_id=image.image_id)
+    older = (
+        "UPDATE operation SET input = input - '{name,min_disk_bytes,min_memory_bytes}'::text[] WHERE operation_id = $1"
+    )
+    await rows(asking, older, operation.name.removeprefix("operations/"))
+    async with opened(asking) as database, working(database, Watched()):
+        assert (await ended(database, operation)).state == "SUCCEEDED"
+    remembered = "SELECT launch_name, launch_min_disk_bytes FROM instance WHERE instance_id = $1"
+    assert await rows(asking, remembered, instance.instance_id) == [("new one", image.min_disk_bytes)]
+
+
 # --- failures
 
 

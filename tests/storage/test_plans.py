@@ -261,6 +261,7 @@ class Priced(NamedTuple):
 
 IMAGE, OF_OWNER, COPYING = "img-00005006", "img-00000542", "img-00001004"
 PUBLIC, PUBLIC_NAME = "img-00000375", "image 000375"
+REINSTALLED = {"image_id": PUBLIC, "kind": "PUBLIC", "trust": "PROVIDER", "name": PUBLIC_NAME, "min_disk_bytes": 1}
 INSTANCE, STOPPING, PENDING = "ins-00005003", "ins-00000998", "op-00000998"
 REQUEST = requests.Request(ORDINARY, "CreateInstance", "5001")
 NEW_REQUEST = REQUEST._replace(request_id="new")
@@ -424,7 +425,7 @@ PRICED = [
     Priced("instances.end", lambda c: instances.end(c, [STOPPING], "STOPPED", PENDING)),
     Priced("instances.end, deleted", lambda c: instances.end(c, [STOPPING], "DELETED", PENDING)),
     Priced("instances.fail", lambda c: instances.fail(c, [STOPPING], "broken", PENDING)),
-    Priced("instances.reinstall", lambda c: instances.reinstall(c, INSTANCE, PUBLIC, "PUBLIC", "PROVIDER")),
+    Priced("instances.reinstall", lambda c: instances.reinstall(c, INSTANCE, REINSTALLED)),
     Priced("operations.get", lambda c: operations.get(c, PENDING)),
     Priced("operations.adding", add_operation),
     Priced("operations.cancel", lambda c: operations.cancel(c, PENDING)),
