@@ -183,8 +183,9 @@ def assert_ended_as_they_should(server: Server, begun: Iterable[str], cancelled:
     """
     found = {name: rest for name, *rest in server.sql(query)}
     for name in (*begun, *cancelled):
-        method, state, _, left = found[name]
-        assert {*left} == LEFT[method, state], (name, method, state)
+        method, state, attempts, left = found[name]
+        given_up = {"FAILED"} if method == "CopyImage" and attempts > 5 else set()  # in one region only
+        assert {*left} in (LEFT[method, state], LEFT[method, state] | given_up), (name, method, state)
     for name in begun:
         _, state, attempts, _ = found[name]
         assert state == "SUCCEEDED" or (state == "FAILED" and attempts > 5)
