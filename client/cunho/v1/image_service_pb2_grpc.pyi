@@ -85,8 +85,9 @@ class ImageServiceStub:
     """Copies a custom image to other regions, free of charge.
 
     Each destination has its own result: one that refuses (quota, name, account not active there) is a failed
-    step of the operation while the others go on. If every destination refuses, so does the call, with the first
-    refusal. Shares do not follow.
+    step of the operation while the others go on, and so is one whose work fails, which leaves a FAILED image. If
+    every destination refuses, so does the call, with the first refusal; if all that were begun fail, the operation
+    fails. Shares do not follow.
     Who: the owner. Refuses: REGION_NOT_FOUND, IMAGE_NOT_FOUND, PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_COPYABLE,
     IMAGE_OWNER_ONLY, COPY_TO_SAME_REGION, ACCOUNT_SUSPENDED, IMAGE_STATE_INVALID, ACCOUNT_NOT_IN_REGION,
     IMAGE_NAME_TAKEN, CUSTOM_IMAGE_QUOTA_EXCEEDED.
@@ -206,8 +207,9 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """Copies a custom image to other regions, free of charge.
 
     Each destination has its own result: one that refuses (quota, name, account not active there) is a failed
-    step of the operation while the others go on. If every destination refuses, so does the call, with the first
-    refusal. Shares do not follow.
+    step of the operation while the others go on, and so is one whose work fails, which leaves a FAILED image. If
+    every destination refuses, so does the call, with the first refusal; if all that were begun fail, the operation
+    fails. Shares do not follow.
     Who: the owner. Refuses: REGION_NOT_FOUND, IMAGE_NOT_FOUND, PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_COPYABLE,
     IMAGE_OWNER_ONLY, COPY_TO_SAME_REGION, ACCOUNT_SUSPENDED, IMAGE_STATE_INVALID, ACCOUNT_NOT_IN_REGION,
     IMAGE_NAME_TAKEN, CUSTOM_IMAGE_QUOTA_EXCEEDED.
@@ -366,8 +368,9 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Copies a custom image to other regions, free of charge.
 
         Each destination has its own result: one that refuses (quota, name, account not active there) is a failed
-        step of the operation while the others go on. If every destination refuses, so does the call, with the first
-        refusal. Shares do not follow.
+        step of the operation while the others go on, and so is one whose work fails, which leaves a FAILED image. If
+        every destination refuses, so does the call, with the first refusal; if all that were begun fail, the operation
+        fails. Shares do not follow.
         Who: the owner. Refuses: REGION_NOT_FOUND, IMAGE_NOT_FOUND, PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_COPYABLE,
         IMAGE_OWNER_ONLY, COPY_TO_SAME_REGION, ACCOUNT_SUSPENDED, IMAGE_STATE_INVALID, ACCOUNT_NOT_IN_REGION,
         IMAGE_NAME_TAKEN, CUSTOM_IMAGE_QUOTA_EXCEEDED.
