@@ -119,13 +119,16 @@ def opened(grpc_or_aio: Any, address_or_channel: Any, tls: Tls | bool | None) ->
         if tls is not None:
             raise ValueError("tls is for an address; the channel that was given has its own credentials")
         return address_or_channel
+    here = _on_this_machine(address_or_channel)
+    # a proxy that the environment names is mostly another machine, and would read what goes there without TLS
+    options = CHANNEL_OPTIONS + ((("grpc.enable_http_proxy", 0),) if here else ())
     if tls is None:
-        tls = not _on_this_machine(address_or_channel)
+        tls = not here
     if not tls:
-        return grpc_or_aio.insecure_channel(address_or_channel, options=CHANNEL_OPTIONS)
+        return grpc_or_aio.insecure_channel(address_or_channel, options=options)
     tls = Tls() if tls is True else tls
     name = (("grpc.ssl_target_name_override", tls.server_name),) if tls.server_name else ()
-    return grpc_or_aio.secure_channel(address_or_channel, _credentials(tls), options=CHANNEL_OPTIONS + name)
+    return grpc_or_aio.secure_channel(address_or_channel, _credentials(tls), options=options + name)
 
 
 def _on_this_machine(address: str) -> bool:

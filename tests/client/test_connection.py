@@ -1,5 +1,6 @@
 """How the service is reached: with TLS or without, by whose certificates, with which token, and again when it is lost."""
 
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -84,6 +85,18 @@ def test_an_address_of_another_machine_is_called_without_tls_if_that_is_said(ser
 def test_a_loopback_address_is_called_without_tls(service: FakeService, host: str) -> None:
     with serving(service):
         called(Client(service.address.replace("127.0.0.1", host), token="secret"))
+    assert len(service.calls) == 1
+
+
+def test_a_loopback_address_is_not_called_through_the_proxy_that_the_environment_names(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(service), socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("grpc_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with Client(service.address, token="secret", timeout_seconds=5) as client:
+            client.get_image(image_id="img-00000001")
     assert len(service.calls) == 1
 
 
