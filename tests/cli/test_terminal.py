@@ -160,6 +160,22 @@ def test_a_watched_list_as_json_is_one_line_each_time(started: Started) -> None:
     assert process.wait(20) == 130
 
 
+@pytest.mark.parametrize(("words", "seconds"), [("--watch", 2), ("--watch 1", 1), ("--watch 0.5", 0.5)])
+def test_it_is_watched_as_often_as_is_said(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: str, seconds: float
+) -> None:
+    pauses: list[float] = []
+
+    def sleep(pause: float) -> None:
+        pauses.append(pause)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cunho.cli.printing.sleep", sleep)
+    with pytest.raises(SystemExit, match="130"):
+        run("regions", *words.split())
+    assert pauses == [seconds]
+
+
 def test_the_command_ends_quietly_if_nobody_reads_on(started: Started) -> None:
     process = started("regions", "--watch", "0.1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout

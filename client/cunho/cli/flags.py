@@ -12,6 +12,7 @@ from cunho.cli.session import MisuseError
 QUIET = Parameter(negative=(), show_default=lambda value: str(value) if value else None)
 
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_DAY_SECONDS = 86_400
 _LABEL_KEY = r"[a-z][a-z0-9_.-]{0,62}"
 
 
@@ -27,8 +28,8 @@ def _size_bytes(_: type, tokens: Sequence[Token]) -> int:
 
 
 def _is_pause(_: type, seconds: Any) -> None:
-    if seconds is not False and seconds < 0.1:
-        raise ValueError("must be 0.1 seconds at least")
+    if seconds is not False and not 0.1 <= seconds <= _DAY_SECONDS:
+        raise ValueError("must be 0.1 seconds at least, and a day at most")
 
 
 def _is_label(_: type, labels: Any) -> None:
@@ -55,7 +56,7 @@ Limit = Annotated[
     Parameter(help="The most to show. Default: all.", validator=validators.Number(gte=1), show_default=False),
 ]
 Watch = Annotated[
-    bool | float,
+    float | bool,  # in this order: "1" and "0" are numbers first
     Parameter(
         help="Show it anew every 2 seconds, or every so many, until Ctrl-C.",
         validator=_is_pause,
