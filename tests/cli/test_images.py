@@ -26,6 +26,12 @@ def test_an_operating_system_may_be_a_distribution(run: Run) -> None:
     assert {(image["os"]["platform"], image["os"]["version"]) for image in found} == {("debian", "12")}
 
 
+def test_any_limit_may_be_over_what_is_there(run: Run) -> None:
+    for noun in ("images", "instances", "operations"):
+        shown = run(noun, "list", "--json", "--limit", "9999999999").json
+        assert shown == run(noun, "list", "--json").json
+
+
 def test_without_a_region_every_region_is_listed(run: Run) -> None:
     assert {image["region_id"] for image in run("images", "list", "--json").json} == {GUANGZHOU, SHANGHAI, FRANKFURT}
 

@@ -8,6 +8,11 @@ PAGE_SIZE = 1000
 _FAMILIES = ("linux", "windows", "other")
 
 
+def page_size(limit: int | None) -> int:
+    """How many to ask for at once where so many are to be shown, or all."""
+    return min(limit or PAGE_SIZE, PAGE_SIZE)
+
+
 def comparison(field: str, value: str, *, prefix: bool = False) -> str:
     """The comparison of a field with a text; with `prefix`, of what the field begins with."""
     return f'{field} = "{_escaped(value)}{"*" * prefix}"'

@@ -13,6 +13,7 @@ QUIET = Parameter(negative=(), show_default=lambda value: str(value) if value el
 
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _DAY_SECONDS = 86_400
+_INT64_MAX = (1 << 63) - 1
 _LABEL_KEY = r"[a-z][a-z0-9_.-]{0,62}"
 
 
@@ -24,6 +25,8 @@ def _size_bytes(_: type, tokens: Sequence[Token]) -> int:
     size = float(parts[1] + parts[2]) * _UNITS[parts[3]] if parts[2] else int(parts[1]) * _UNITS[parts[3]]
     if size != int(size):
         raise ValueError(f"{text!r} is no whole number of bytes")
+    if size > _INT64_MAX:
+        raise ValueError(f"{text!r} is more than 8 EiB")
     return int(size)
 
 

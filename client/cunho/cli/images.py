@@ -107,7 +107,7 @@ def list_(
             filter=chosen,
             order_by=order_by,
             usable_with_instance_type=instance_type,
-            page_size=limit or choosing.PAGE_SIZE,
+            page_size=choosing.page_size(limit),
         )
         return views.images(islice(listed, limit))
 

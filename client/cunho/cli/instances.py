@@ -3,7 +3,7 @@
 from itertools import islice
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from cunho import v1
 from cunho.cli import choosing, views
@@ -27,6 +27,8 @@ from cunho.cli.session import Session
 from cunho.cli.waiting import finish
 
 app: App = App(name="instances", help_epilogue="")
+
+_INT32_MAX = (1 << 31) - 1
 
 InstanceId = Annotated[str, Parameter(help='Instance, "ins-...".')]
 Action = Literal["image", "update", "start", "stop", "reboot", "reinstall", "delete"]
@@ -74,7 +76,7 @@ def list_(
 
     def found() -> Table:
         listed = session.client.list_instances(
-            region_id=region, filter=chosen, order_by=order_by, page_size=limit or choosing.PAGE_SIZE
+            region_id=region, filter=chosen, order_by=order_by, page_size=choosing.page_size(limit)
         )
         return views.instances(islice(listed, limit))
 
@@ -100,7 +102,7 @@ def create(
     instance_type: str,
     region: str = "",
     name: str = "",
-    count: int = 1,
+    count: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=_INT32_MAX))] = 1,
     description: str = "",
     label: Labels = (),
     dry_run: DryRun = False,

@@ -40,7 +40,9 @@ def list_(
     comparisons += [choosing.comparison("target_id", target)] if target else []
     chosen = choosing.all_of(filter, comparisons)
     show(
-        lambda: views.operations(islice(session.client.list_operations(filter=chosen, page_size=limit or 0), limit)),
+        lambda: views.operations(
+            islice(session.client.list_operations(filter=chosen, page_size=choosing.page_size(limit)), limit)
+        ),
         json=session.json,
         watch=watch,
     )
