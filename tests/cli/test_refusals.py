@@ -125,6 +125,15 @@ def test_a_token_file_by_a_flag_goes_before_the_variable_of_a_token(
     assert main(["regions"]) == 4
 
 
+def test_a_token_by_a_flag_goes_before_the_variable_of_a_token_file_however_that_is_written(
+    monkeypatch: pytest.MonkeyPatch, token_file: Path, world: World
+) -> None:
+    monkeypatch.setenv("CUNHO_ADDRESS", world.address)
+    monkeypatch.setenv("CUNHO_TOKEN_FILE", f"{token_file.parent}/./{token_file.name}")
+    assert main(["regions"]) == 0
+    assert main(["regions", "--token", "wrong"]) == 4
+
+
 def test_a_service_acts_for_the_account_that_is_named(world: World, tenant: Tenant, run: Run) -> None:
     token = world.token("billing", role="service", acts_for=[tenant.account_id])
     seen = run("quotas", "--token", token, "--account", tenant.account_id, "--json").json

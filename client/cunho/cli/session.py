@@ -91,7 +91,7 @@ class Connection:
         if not token or not file:
             return token, file
         token_by_flag = token != os.environ.get("CUNHO_TOKEN")
-        file_by_flag = str(file) != os.environ.get("CUNHO_TOKEN_FILE")
+        file_by_flag = file != Path(os.environ.get("CUNHO_TOKEN_FILE", ""))
         if token_by_flag == file_by_flag:
             raise MisuseError("a token and a token file are given: give one of them")
         return (token, None) if token_by_flag else ("", file)
