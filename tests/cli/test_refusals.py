@@ -134,6 +134,12 @@ def test_a_token_by_a_flag_goes_before_the_variable_of_a_token_file_however_that
     assert main(["regions", "--token", "wrong"]) == 4
 
 
+def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    for flag in ("TOKEN_FILE", "ACCOUNT", "TLS", "TLS_CA", "TLS_CLIENT_CERTIFICATE", "TLS_CLIENT_KEY", "TIMEOUT"):
+        monkeypatch.setenv(f"CUNHO_{flag}", "")
+    run("regions")
+
+
 def test_a_service_acts_for_the_account_that_is_named(world: World, tenant: Tenant, run: Run) -> None:
     token = world.token("billing", role="service", acts_for=[tenant.account_id])
     seen = run("quotas", "--token", token, "--account", tenant.account_id, "--json").json

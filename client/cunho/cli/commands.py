@@ -62,6 +62,8 @@ def run(words: Sequence[str]) -> int:
     for file in (sys.stdout, sys.stderr):
         if isinstance(file, io.TextIOWrapper):
             file.reconfigure(errors="backslashreplace")  # names may hold what the encoding of a terminal has not
+    for name in [name for name, value in os.environ.items() if name.startswith("CUNHO_") and not value]:
+        del os.environ[name]  # compose files and the like set empty what is not set
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when gRPC is imported; what matters is in the refusal
     try:
         code = app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
