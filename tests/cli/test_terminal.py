@@ -186,6 +186,15 @@ def test_the_command_ends_quietly_if_nobody_reads_on(started: Started) -> None:
     assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize("words", ["regions", "regions --json", "--help"])
+def test_an_output_that_takes_nothing_more_is_told_in_a_sentence(started: Started, words: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = started(*words.split(), stdout=full, stderr=subprocess.PIPE)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert err == b"[Errno 28] No space left on device\n"
+
+
 def test_names_that_an_encoding_has_not_are_spelt_out(
     world: World, tenant: Tenant, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:

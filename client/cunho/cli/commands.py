@@ -12,7 +12,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from cunho.cli.exit_codes import BROKEN_PIPE, INTERRUPTED, MISUSED, exit_codes_in_lines
+from cunho.cli.exit_codes import BROKEN_PIPE, FAILED, INTERRUPTED, MISUSED, exit_codes_in_lines
 from cunho.cli.flags import QUIET
 from cunho.cli.session import Connection, Json, MisuseError, Session
 
@@ -79,5 +79,14 @@ def run(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its last flush fails once more
+        _discard_output()
         return BROKEN_PIPE
+    except OSError as error:  # as of a disk that is full
+        _discard_output()
+        print(error, file=sys.stderr)
+        return FAILED
+
+
+def _discard_output() -> None:
+    """What is still to be written goes nowhere, or the last flush fails once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
