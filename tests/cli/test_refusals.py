@@ -140,6 +140,19 @@ def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch, run: Run)
     run("regions")
 
 
+def test_a_token_file_that_is_emptied_meanwhile_is_told_in_a_sentence(
+    world: World, tenant: Tenant, started: Callable[..., "subprocess.Popen[bytes]"], token_file: Path
+) -> None:
+    watching = ("regions", "--json", "--watch", "0.1", "--token-file", str(token_file))
+    process = started(*watching, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    token_file.write_text("")
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert err.decode() == f"{token_file} holds no token: write one into it\n"
+
+
 def test_a_service_acts_for_the_account_that_is_named(world: World, tenant: Tenant, run: Run) -> None:
     token = world.token("billing", role="service", acts_for=[tenant.account_id])
     seen = run("quotas", "--token", token, "--account", tenant.account_id, "--json").json

@@ -137,6 +137,21 @@ def test_ctrl_c_leaves_the_operation_going_and_says_how_to_wait_again(
     assert "STOPPED" in run("operations", "wait", found[1]).out
 
 
+def test_who_loses_the_token_while_waiting_is_told_how_to_wait_again(
+    world: World, tenant: Tenant, started: Started, driver: Held, terminal: Terminal, token_file: Path
+) -> None:
+    words = ("instances", "stop", world.launch(tenant).instance_id, "--token-file", str(token_file))
+    with driver.holding("stop"):
+        process = started(*words, stdin=terminal.theirs, stdout=terminal.theirs, stderr=terminal.theirs)
+        terminal.until("StopInstance")
+        token_file.write_text("")
+        assert process.wait(20) == 2
+    shown = terminal.rest()
+    assert "cunho operations wait operations/op-" in shown
+    assert "holds no token" in shown
+    assert "Traceback" not in shown
+
+
 def test_a_watched_list_is_shown_anew_until_ctrl_c(
     world: World, tenant: Tenant, started: Started, terminal: Terminal
 ) -> None:

@@ -76,11 +76,9 @@ class Connection:
             raise MisuseError(str(error)) from error
 
     def _token_source(self) -> str | Callable[[], str] | None:
-        from cunho import TokenFile
-
         token, file = self._one_of(self.token, self.token_file)
         if file:
-            return TokenFile(file)
+            return _read_anew(file)
         if not token and not self.tls_certificate:
             raise MisuseError("who are you? Set CUNHO_TOKEN to your token, or name a file that holds it: --token-file")
         return token or None
@@ -104,6 +102,21 @@ class Connection:
         if self.tls is False:
             raise MisuseError("--no-tls does not go together with --tls-ca, -certificate, -key and -server-name")
         return Tls(self.tls_ca, self.tls_certificate, self.tls_key, self.tls_server_name)
+
+
+def _read_anew(file: Path) -> Callable[[], str]:
+    """What reads the token of each call. It raises MisuseError, and OSError or ValueError if there is none yet."""
+    from cunho import TokenFile
+
+    token_file = TokenFile(file)
+
+    def token() -> str:
+        try:
+            return token_file()
+        except (OSError, ValueError) as error:
+            raise MisuseError(str(error)) from error
+
+    return token
 
 
 @Parameter(parse=False)

@@ -9,6 +9,7 @@ from cunho import Operation, Refused
 from cunho.cli import refusals
 from cunho.cli.exit_codes import exit_code
 from cunho.cli.printing import Cell, console, say, say_if_rehearsed, show
+from cunho.cli.session import MisuseError
 from cunho.cli.views import operation_details, quotes, refusals_within, result_view, step_text
 from cunho.v1 import OperationMetadata
 
@@ -26,6 +27,7 @@ def finish(session: "Session", operation: Operation[Any], *, no_wait: bool = Fal
 
     Raises:
         Refused: It failed or was cancelled, or the service could not be asked.
+        MisuseError: The token's file holds none any more.
         KeyboardInterrupt: It goes on; the way to wait for it again is said.
     """
     for warning in operation.warnings:
@@ -62,7 +64,7 @@ def _show_name(session: "Session", operation: Operation[Any]) -> None:
 def _waited(session: "Session", operation: Operation[Any]) -> Any:
     try:
         return _result(operation)
-    except (KeyboardInterrupt, Refused):
+    except (KeyboardInterrupt, MisuseError, Refused):
         if not operation.done:
             say(f"the operation goes on; wait for it with: cunho operations wait {operation.name}")
         raise
