@@ -109,6 +109,11 @@ def test_a_mistake_in_the_words_is_told_in_a_sentence(run: Run, words: str, told
     assert "Traceback" not in mistaken.err
 
 
+def test_words_that_are_not_in_utf_8_are_told_in_a_sentence(run: Run) -> None:
+    latin = b"caf\xe9".decode(errors="surrogateescape")
+    assert run("images", "list", "--name", latin, code=2).err == "'caf\\udce9' is not in UTF-8\n"
+
+
 def test_without_a_token_it_says_how_to_give_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

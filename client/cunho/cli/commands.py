@@ -66,6 +66,7 @@ def run(words: Sequence[str]) -> int:
         del os.environ[name]  # compose files and the like set empty what is not set
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when gRPC is imported; what matters is in the refusal
     try:
+        _require_text(words)
         code = app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return code or 0
@@ -85,6 +86,15 @@ def run(words: Sequence[str]) -> int:
         _discard_output()
         print(error, file=sys.stderr)
         return FAILED
+
+
+def _require_text(words: Sequence[str]) -> None:
+    """Raises MisuseError if a word cannot be sent: its bytes are no UTF-8."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise MisuseError(f"{word!r} is not in UTF-8") from error
 
 
 def _discard_output() -> None:
