@@ -61,13 +61,14 @@ class OperationState(Generic[Response_co]):
         """How long each call that waits for its end may wait, until it has ended; raises when the time is up."""
         name = self._existing_name()
         end = inf if timeout_seconds is None else monotonic() + timeout_seconds
+        left = max(0, end - monotonic())  # it is asked once even if there is no time to wait: it may have ended
         while not self.done:
-            if (left := end - monotonic()) <= 0:
+            yield min(left, WAIT_SECONDS)
+            if (left := end - monotonic()) <= 0 and not self.done:
                 raise TimeoutError(
                     f"{name} has not ended within {timeout_seconds} s ({self.metadata.progress_percent} % of its steps "
                     "have). It goes on: call result() again, or cancel()."
                 )
-            yield min(left, WAIT_SECONDS)
 
     def _outcome(self) -> Response_co:
         if self._operation.HasField("error"):

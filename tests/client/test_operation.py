@@ -66,6 +66,17 @@ def test_a_result_that_is_not_there_in_time_is_a_timeout(service: FakeService, o
     assert not operation.done
 
 
+def test_who_does_not_wait_gets_the_result_of_what_has_ended(
+    service: FakeService, operation: Operation[v1.Image]
+) -> None:
+    answers = iter([RUNNING, MADE])
+    service.answers["WaitOperation"] = lambda request, context: next(answers)
+    with pytest.raises(TimeoutError):
+        operation.result(timeout_seconds=0)
+    assert operation.result(timeout_seconds=0).image_id == "img-00000001"
+    assert [call.request.timeout.ToTimedelta() for call in service.calls[1:]] == [timedelta(0)] * 2
+
+
 def test_a_wait_that_the_service_does_not_answer_is_not_the_end(
     service: FakeService, operation: Operation[v1.Image]
 ) -> None:
