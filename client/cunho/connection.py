@@ -10,9 +10,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import grpc
-from google.longrunning.operations_pb2 import WaitOperationRequest
+from google.longrunning.operations_pb2 import CancelOperationRequest, DeleteOperationRequest, WaitOperationRequest
 
 # No `timeout` in here: it would end calls early and the server would not know of it.
 SERVICE_CONFIG: dict[str, object] = {
@@ -43,6 +44,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 
 WAIT_MARGIN_SECONDS = 5
 """How much longer than the wait itself a WaitOperation call may take, so that its answer can arrive."""
+
+_WITHOUT_REQUEST_ID = (CancelOperationRequest, DeleteOperationRequest)  # mutations whose messages are not ours
 
 File: TypeAlias = str | os.PathLike[str]
 
@@ -93,13 +96,14 @@ class Caller:
     account: str
     timeout_seconds: float
 
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What each call carries besides its request."""
+    def metadata(self, request: object) -> tuple[tuple[str, str], ...]:
+        """What a call carries besides its request."""
         # Not call credentials: they need a channel with TLS, which a service on loopback has not.
         token = self.token() if callable(self.token) else self.token
         authorization = () if token is None else (("authorization", f"Bearer {token.strip()}"),)
         account = (("cunho-account", self.account),) if self.account else ()
-        return authorization + account
+        key = (("idempotency-key", str(uuid4())),) if isinstance(request, _WITHOUT_REQUEST_ID) else ()
+        return authorization + account + key
 
     def seconds(self, request: object, timeout_seconds: float | None) -> float:
         """The deadline of a call."""

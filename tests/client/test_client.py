@@ -150,6 +150,18 @@ def test_a_mutation_that_finds_the_service_unavailable_is_repeated_with_the_same
     assert len({call.request.request_id for call in service.calls}) == 1
 
 
+def test_a_mutation_of_an_operation_is_repeated_with_the_same_idempotency_key(
+    service: FakeService, client: Client
+) -> None:
+    for rpc, mutate in {"DeleteOperation": client.delete_operation, "CancelOperation": client.cancel_operation}.items():
+        service.answers[rpc] = repeatable(times=1, then=Empty())
+        mutate(name="operations/op-00000001")
+        mutate(name="operations/op-00000001")
+    keys = [str(call.metadata.get("idempotency-key")) for call in service.calls]
+    assert [UUID(key).version for key in keys] == [4] * 6
+    assert [keys.index(key) for key in keys] == [0, 0, 2, 3, 3, 5]
+
+
 def test_a_call_that_finds_the_service_unavailable_four_times_is_refused(service: FakeService, client: Client) -> None:
     service.answers["GetImage"] = repeatable(times=4, then=v1.Image())
     with pytest.raises(Refused, match=r"^Not now\.$") as refused:

@@ -59,7 +59,7 @@ class Client(Methods):
     ) -> Response:
         seconds = self._caller.seconds(request, timeout_seconds)
         try:
-            return await method(request, timeout=seconds, metadata=self._caller.metadata())
+            return await method(request, timeout=seconds, metadata=self._caller.metadata(request))
         except grpc.RpcError as error:
             raise Refused.from_call(error) from error
 
