@@ -36,7 +36,8 @@ class Client(Methods):
 
     Raises:
         OSError: A file of `tls` cannot be read.
-        ValueError: A file of `tls` is not what it should be, or `tls` was given with a channel.
+        ValueError: A file of `tls` is not what it should be, or `tls` was given with a channel; or the token or the
+            account cannot be sent.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class Client(Methods):
         account: str = "",
         timeout_seconds: float = 30,
     ) -> None:
+        self._caller = Caller(token, account, timeout_seconds)
         self._channel: grpc.Channel = opened(grpc, address_or_channel, tls)
         super().__init__(self._channel)
-        self._caller = Caller(token, account, timeout_seconds)
 
     def close(self) -> None:
         """Closes the channel; calls under way are cancelled."""

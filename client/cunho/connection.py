@@ -56,7 +56,7 @@ class TokenFile:
 
     Raises:
         OSError: The file cannot be read; here, or by the call that needs the token.
-        ValueError: It is empty.
+        ValueError: It is empty, or holds what is no token.
     """
 
     path: File
@@ -66,9 +66,9 @@ class TokenFile:
 
     def __call__(self) -> str:
         """The token that the file holds now."""
-        if not (token := Path(self.path).read_text().strip()):
+        if not (token := Path(self.path).read_text(errors="replace").strip()):
             raise ValueError(f"{os.fspath(self.path)} holds no token: write one into it")
-        return token
+        return _sendable(f"the token in {os.fspath(self.path)}", token)
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,16 @@ class Caller:
     account: str
     timeout_seconds: float
 
+    def __post_init__(self) -> None:
+        _sendable("the account", self.account)
+        if isinstance(self.token, str):
+            _sendable("the token", self.token.strip())
+
     def metadata(self, request: object) -> tuple[tuple[str, str], ...]:
         """What a call carries besides its request."""
         # Not call credentials: they need a channel with TLS, which a service on loopback has not.
         token = self.token() if callable(self.token) else self.token
-        authorization = () if token is None else (("authorization", f"Bearer {token.strip()}"),)
+        authorization = () if token is None else (("authorization", f"Bearer {_sendable('the token', token.strip())}"),)
         account = (("cunho-account", self.account),) if self.account else ()
         key = (("idempotency-key", str(uuid4())),) if isinstance(request, _WITHOUT_REQUEST_ID) else ()
         return authorization + account + key
@@ -109,6 +114,13 @@ class Caller:
         """The deadline of a call."""
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         return seconds + (WAIT_MARGIN_SECONDS if isinstance(request, WaitOperationRequest) else 0)
+
+
+def _sendable(what: str, text: str) -> str:
+    """The text, which shall be sent beside a request. Raises ValueError, which does not tell it: it may be a secret."""
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError(f"{what} cannot be sent: it has line breaks, or characters other than those of ASCII")
+    return text
 
 
 def opened(grpc_or_aio: Any, address_or_channel: Any, tls: Tls | bool | None) -> Any:

@@ -99,6 +99,8 @@ def test_a_wrong_token_is_refused(run: Run) -> None:
         ("regions --no-tls --tls-ca /x", "--no-tls"),
         ("regions --tls-ca /nowhere/ca.pem", "/nowhere/ca.pem"),
         ("regions --token-file /nowhere/token", "/nowhere/token"),
+        ("regions --token sécret", "the token cannot be sent"),
+        ("regions --account ä", "the account cannot be sent"),
         ("regions --token x --token-file /nowhere/token", "one of them"),
     ],
 )

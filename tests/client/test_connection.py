@@ -1,7 +1,8 @@
 """How the service is reached: with TLS or without, by whose certificates, with which token, and again when it is lost."""
 
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -222,6 +223,22 @@ def test_a_file_without_a_token_is_refused_before_any_call(tmp_path: Path) -> No
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(ValueError, match="empty holds no token"):
         TokenFile(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("text", ["sec\nret", "sécret"])
+def test_a_token_or_an_account_that_cannot_be_sent_is_refused_before_any_call(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(text.encode("latin-1"))
+    makers: dict[str, Callable[[], object]] = {
+        "the token": lambda: Client("127.0.0.1:1", token=text),
+        "the account": lambda: Client("127.0.0.1:1", token=lambda: "secret", account=text),
+        f"the token in {file}": lambda: TokenFile(file),
+    }
+    for told, make in makers.items():
+        with pytest.raises(ValueError, match=rf"^{re.escape(told)} cannot be sent: it has line breaks, or "):
+            make()
+    with Client("127.0.0.1:1", token=lambda: text) as client, pytest.raises(ValueError, match="token cannot be sent"):
+        client.get_image(image_id="img-00000001")
 
 
 def test_a_call_that_finds_the_service_gone_goes_on_when_it_is_there_again(service: FakeService) -> None:

@@ -35,9 +35,9 @@ class Client(Methods):
         account: str = "",
         timeout_seconds: float = 30,
     ) -> None:
+        self._caller = Caller(token, account, timeout_seconds)
         self._channel: grpc.aio.Channel = opened(grpc.aio, address_or_channel, tls)
         super().__init__(self._channel)
-        self._caller = Caller(token, account, timeout_seconds)
 
     async def close(self) -> None:
         """Closes the channel; calls under way are cancelled."""
