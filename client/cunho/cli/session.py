@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from cyclopts import Group, Parameter
 
 if TYPE_CHECKING:
     from cunho import Client, Tls
 
+_DAY_SECONDS = 86_400
 _SHARED = Group("Every command", sort_key=9)
 
 Json = Annotated[
@@ -23,6 +24,11 @@ Json = Annotated[
 
 class MisuseError(Exception):
     """The words cannot be carried out; the message says why and what to do."""
+
+
+def _is_time(_: type, seconds: Any) -> None:
+    if not 0 < seconds <= _DAY_SECONDS:
+        raise ValueError("must be over 0 seconds, and a day at most")
 
 
 @Parameter(name="*", group=_SHARED)
@@ -57,7 +63,7 @@ class Connection:
     tls_server_name: Annotated[str, Parameter(env_var="CUNHO_TLS_SERVER_NAME")] = ""
     """Name that the service's certificate must have. Default: the host of the address."""
 
-    timeout: Annotated[float, Parameter(env_var="CUNHO_TIMEOUT")] = 30
+    timeout: Annotated[float, Parameter(env_var="CUNHO_TIMEOUT", validator=_is_time)] = 30
     """The longest that one call may take, in seconds."""
 
     def client(self) -> "Client":
