@@ -210,6 +210,16 @@ def test_an_output_that_takes_nothing_more_is_told_in_a_sentence(started: Starte
     assert err == b"[Errno 28] No space left on device\n"
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_an_output_that_is_closed_changes_no_exit_code(
+    tenant: Tenant, as_caller: Callable[[Tenant], None], closed: str
+) -> None:
+    as_caller(tenant)
+    for words, code in {"regions": 0, "images show img-00000000": 3, "images lst": 2}.items():
+        shell = ("sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, *words.split())
+        assert subprocess.run(shell, capture_output=True, check=False).returncode == code
+
+
 def test_names_that_an_encoding_has_not_are_spelt_out(
     world: World, tenant: Tenant, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,8 @@ def dispatch(
 
 def run(words: Sequence[str]) -> int:
     """Runs a command and returns its exit code; says in a sentence what is wrong with the words."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - as closed by >&-
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for file in (sys.stdout, sys.stderr):
         if isinstance(file, io.TextIOWrapper):
             file.reconfigure(errors="backslashreplace")  # names may hold what the encoding of a terminal has not
