@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -55,19 +56,29 @@ class Embedded:
         self._launch = launch
         self._process = launch()
         self._undo = undo.pop_all()
+        #: Held by a start and by the stop: a start under way in another thread would leave its process behind.
+        self._changing = threading.Lock()
+        self._stopped = False
 
     def ended(self) -> bool:
         """True once PostgreSQL has ended by itself, or was killed."""
         return self._process.poll() is not None
 
     def start_again(self) -> None:
-        """Starts PostgreSQL anew after it has ended, and waits until it accepts connections. Raises EmbeddedError."""
-        self._process = self._launch()
+        """Starts PostgreSQL anew after it has ended, and waits until it accepts connections; once stopped, does nothing.
+
+        Raises EmbeddedError.
+        """
+        with self._changing:
+            if not self._stopped:
+                self._process = self._launch()
 
     def stop(self) -> None:
         """Shuts PostgreSQL down, waits for its end and releases the data folder; a second call does nothing."""
-        _end(self._process)
-        self._undo.close()
+        with self._changing:
+            self._stopped = True
+            _end(self._process)
+            self._undo.close()
 
 
 def default_folder() -> Path:

@@ -229,6 +229,19 @@ async def test_processes_that_outlive_the_first_one_for_long_are_told(
     postgres.start_again()
 
 
+async def test_a_stop_while_it_is_started_again_leaves_nothing_running(
+    lingering: tuple[Embedded, int], folder: Path
+) -> None:
+    postgres, number = lingering
+    starting = asyncio.create_task(asyncio.to_thread(postgres.start_again))
+    assert not (await asyncio.wait([starting], timeout=0.3))[0]
+    stopping = asyncio.create_task(asyncio.to_thread(postgres.stop))
+    await asyncio.wait([stopping], timeout=0.3)
+    os.kill(number, signal.SIGCONT)
+    await asyncio.gather(starting, stopping)
+    assert embedded.running(folder) is None
+
+
 async def test_a_kill_while_the_database_is_made_is_no_obstacle(open_folder: Path) -> None:
     with another_process(open_folder) as process:
         while not list(open_folder.glob("partial-*/PG_VERSION")):
