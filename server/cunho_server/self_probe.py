@@ -5,23 +5,30 @@ the others of that server.
 """
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from operator import sub
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cunho_server.pace import Pace
 
+#: The longest name of a folder in which a folder of ours can hold sockets, whose paths have 103 bytes at most.
+_FOLDER_LENGTH_MAX_BYTES = 80
+
 
 @contextmanager
 def own_addresses(servers: Sequence[grpc.aio.Server]) -> Iterator[list[str]]:
     """Where each of the servers, which have not started yet, is reached by nobody but its own user."""
-    with tempfile.TemporaryDirectory(prefix="cunho-") as folder:
-        addresses = [f"unix:{folder}/{number}" for number in range(len(servers))]
+    # Where the temporary folder is called something long, paths in it are too long for sockets.
+    place = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > _FOLDER_LENGTH_MAX_BYTES else None
+    with tempfile.TemporaryDirectory(prefix="cunho-", dir=place) as folder:
+        addresses = [f"unix:{quote(folder)}/{number}" for number in range(len(servers))]
         for server, address in zip(servers, addresses, strict=True):
             server.add_insecure_port(address)
         yield addresses

@@ -1,8 +1,10 @@
 """Which of a process's servers are asked whether they take up calls in time, and what becomes of the answers."""
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -106,3 +108,21 @@ async def test_no_other_is_asked_once_the_one_with_most_calls_is_late(scene: Sce
     scene.pace.calls_per_second = 50
     scene.servers[1].stuck = True
     assert await scene.look(1, 2, 1) == (False, [0, 1, 0])
+
+
+@pytest.mark.parametrize("name", ["a b%20c#é?", "x" * 100], ids=["unusual", "long"])
+async def test_a_server_reaches_itself_whatever_the_temporary_folder_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    server = grpc.aio.server()
+    asked = Asked()
+    health_pb2_grpc.add_HealthServicer_to_server(asked, server)
+    with self_probe.own_addresses([server]) as (address,):
+        await server.start()
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        await server.stop(0)
+    assert asked.times == 1
