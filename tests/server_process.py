@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 import asyncpg
@@ -35,6 +35,7 @@ class Server:
         host: what it listens on.
         port: Default: a free one.
         python: the interpreter of the environment that it is installed in.
+        stdout: where what it prints goes.
         settings: by the names of their variables without the prefix.
     """
 
@@ -45,6 +46,7 @@ class Server:
         *,
         port: int = 0,
         python: Path = Path(sys.executable),
+        stdout: int | IO[str] = subprocess.DEVNULL,
         **settings: Any,
     ) -> None:
         self.data_dir, self._reserved = data_dir, reserved_port(port)
@@ -58,7 +60,7 @@ class Server:
         self._log = data_dir.parent / f"log-{uuid4().hex}"
         with self._log.open("w") as log:
             command = [str(python), "-m", "cunho_server", "serve"]
-            self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
+            self.process = subprocess.Popen(command, env=environment, stdout=stdout, stderr=log)
         self._clients: list[Client] = []
 
     def ready(self) -> None:

@@ -54,6 +54,7 @@ def _refusals() -> tuple[type[Exception], ...]:
     from cunho_server.catalog import CatalogError
     from cunho_server.exposition import MetricsAddressError
     from cunho_server.keys import KeyFileError
+    from cunho_server.output import OutputError
     from cunho_server.probe import ProbeError
     from cunho_server.supervisor import StartError
     from cunho_storage.embedded import EmbeddedError
@@ -61,7 +62,7 @@ def _refusals() -> tuple[type[Exception], ...]:
     from cunho_storage.migrations import MigrationError
 
     of_start = AddressError, EmbeddedError, KeyFileError, MetricsAddressError, MigrationError, StartError, UnfitError
-    return *of_start, CatalogError, ProbeError, Refusal, Refused
+    return *of_start, CatalogError, OutputError, ProbeError, Refusal, Refused
 
 
 def _database_errors() -> tuple[type[Exception], ...]:

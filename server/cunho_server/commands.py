@@ -5,7 +5,6 @@ Commands import what they need when they run: help, mistakes and tokens do not w
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import uvloop
 
 from cunho_server import settings
+from cunho_server.output import say
 from cunho_server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def health(given: argparse.Namespace) -> None:
     from cunho_server import probe
 
     probe.health(chosen)
-    print("serving")
+    say("serving")
 
 
 def check(given: argparse.Namespace) -> None:
@@ -63,10 +63,10 @@ def check(given: argparse.Namespace) -> None:
     found = uvloop.run(check.check(chosen))
     problems = sum(finding.is_problem for finding in found)
     if given.json:
-        _print(json.dumps({"sound": not problems, "findings": [finding._asdict() for finding in found]}, indent=2))
+        say(json.dumps({"sound": not problems, "findings": [finding._asdict() for finding in found]}, indent=2))
     else:
         lines = [f"{'problem' if finding.is_problem else 'note'}: {finding}" for finding in found]
-        _print("\n".join([*lines, f"not sound, problems: {problems}" if problems else "sound"]))
+        say("\n".join([*lines, f"not sound, problems: {problems}" if problems else "sound"]))
     if problems:
         raise FoundError
 
@@ -77,12 +77,12 @@ def migrate(given: argparse.Namespace) -> None:
     from cunho_server import opening
 
     names = uvloop.run((opening.pending if given.dry_run else opening.migrate)(chosen))
-    print(*names or ["the schema is up to date"], sep="\n")
+    say("\n".join(names) or "the schema is up to date")
 
 
 def show_version(given: argparse.Namespace) -> None:
     """Prints the version."""
-    print(version("cunho-server"))
+    say(version("cunho-server"))
 
 
 # --- the catalogue and the API
@@ -96,7 +96,7 @@ def check_catalog(given: argparse.Namespace) -> None:
     counts = (
         f"{len(declared.regions)} regions, {len(declared.instance_types)} instance types, {len(declared.images)} images"
     )
-    print(f"{given.file}: {counts}")
+    say(f"{given.file}: {counts}")
 
 
 def apply_catalog(given: argparse.Namespace) -> None:
@@ -105,12 +105,12 @@ def apply_catalog(given: argparse.Namespace) -> None:
     from cunho_server import opening
 
     done = uvloop.run(opening.apply_catalog(chosen, given.file))
-    print(f"public images: {done.published} published, {done.changed} changed, {done.unchanged} unchanged")
+    say(f"public images: {done.published} published, {done.changed} changed, {done.unchanged} unchanged")
 
 
 def show_catalog(given: argparse.Namespace) -> None:
     """Prints the built-in catalogue."""
-    _print(files("cunho_server").joinpath("catalog.toml").read_text(encoding="utf-8").rstrip("\n"))
+    say(files("cunho_server").joinpath("catalog.toml").read_text(encoding="utf-8").rstrip("\n"))
 
 
 def protoset(given: argparse.Namespace) -> None:
@@ -122,7 +122,7 @@ def protoset(given: argparse.Namespace) -> None:
     elif sys.stdout.isatty():
         raise SettingsError("a protoset is no text for a terminal: name a FILE to write it to")
     else:
-        sys.stdout.buffer.write(protoset())
+        say(protoset())
 
 
 # --- keys and tokens
@@ -133,7 +133,7 @@ def keys(given: argparse.Namespace) -> None:
     from cunho_server import issuing
 
     made = issuing.make(given.folder, hosts=given.host or issuing.HOSTS, clients=given.client)
-    print(issuing.guide(given.folder, made))
+    say(issuing.guide(given.folder, made))
 
 
 def token(given: argparse.Namespace) -> None:
@@ -146,7 +146,7 @@ def token(given: argparse.Namespace) -> None:
         raise SettingsError("--service and --acts-for need each other: a service acts for accounts, others do not")
     role: CallerRole = next(role for role in ROLES if getattr(given, role))
     acts_for = ["*"] if "*" in given.acts_for else given.acts_for
-    print(issuing.token(chosen, getattr(given, role), role, acts_for=acts_for, seconds=given.seconds, key=given.key))
+    say(issuing.token(chosen, getattr(given, role), role, acts_for=acts_for, seconds=given.seconds, key=given.key))
 
 
 # --- accounts and quotas: calls of the operator's
@@ -270,19 +270,11 @@ def _show(given: argparse.Namespace, messages: "Iterable[Message]", fields: Sequ
         for each in messages
     ]
     if given.json:
-        _print(json.dumps(rows, indent=2))
+        say(json.dumps(rows, indent=2))
         return
     lines = [[field.upper() for field in fields], *([_cell(row[field]) for field in fields] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    _print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
-
-
-def _print(text: str) -> None:
-    """Prints what somebody may read only the beginning of."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+    say("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
 
 
 def _cell(value: Any) -> str:

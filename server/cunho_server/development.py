@@ -5,9 +5,11 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cunho_server.output import OutputError, say
 from cunho_server.settings import Settings
 from cunho_storage import accounts, regions
 from cunho_storage.database import Database
@@ -38,7 +40,8 @@ async def welcome(address: str, settings: Settings, database: Database) -> None:
     tokens = {name: signer.token(name, "account", seconds=seconds) for name in DEMO_ACCOUNTS}
     tokens[_OPERATOR] = signer.token(_OPERATOR, "operator", seconds=seconds)
     trust = f"-cacert {shlex.quote(str(settings.tls_certificate))}" if settings.tls_certificate else "-plaintext"
-    print(_text(address, trust, tokens, seconds, region.region_id), flush=True)
+    with suppress(OutputError):  # calls are answered all the same
+        say(_text(address, trust, tokens, seconds, region.region_id))
 
 
 def _text(address: str, trust: str, tokens: Mapping[str, str], seconds: int, region_id: str) -> str:

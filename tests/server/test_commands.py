@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -285,6 +286,23 @@ def test_who_reads_only_the_beginning_of_an_output_is_shown_no_error() -> None:
     command = f"{sys.executable} -m cunho_server catalog show | head -n 1"
     shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert (shown.stdout.count("\n"), shown.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "words", [["version"], ["catalog", "show"], ["keys", "keys"], ["protoset"], ["catalog", "check", str(BUILT_IN)]]
+)
+def test_an_output_that_nobody_reads_or_that_has_no_room_is_no_fault_of_the_database(
+    tmp_path: Path, words: list[str]
+) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    kept: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    unread = subprocess.run(RUN + words, stdout=writes, check=False, **kept)
+    os.close(writes)
+    assert (unread.returncode, unread.stderr) == (0, "")
+    with open("/dev/full", "w") as full:
+        lost = subprocess.run(RUN + words, stdout=full, check=False, **kept)
+    assert (lost.returncode, lost.stderr) == (1, "the output cannot be written (No space left on device)\n")
 
 
 def test_a_valid_catalogue_is_summed_up(ended: Ended) -> None:

@@ -279,3 +279,8 @@ def test_what_keeps_a_process_from_serving_is_said_once_and_the_server_does_not_
     assert server.ended() == 1
     assert server.log.count("no-key.pem") == 1
     assert "Traceback" not in server.log
+
+
+def test_a_server_whose_output_has_no_room_serves(data_dir: Path) -> None:
+    with open("/dev/full", "w") as full, serving(data_dir, stdout=full) as server:
+        assert health(server) == SERVING
