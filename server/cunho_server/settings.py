@@ -35,10 +35,11 @@ OF_CLIENTS = {
     "CUNHO_TOKEN",
     "CUNHO_TOKEN_FILE",
 }
-_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9a-f:]+)\]|(?P<name>[a-z0-9.-]+)):(?P<port>[0-9]{1,5})")
+_LABEL = "[a-z0-9-]{1,63}"
+_ADDRESS = re.compile(rf"(?:\[(?P<v6>[0-9a-f:]+)\]|(?P<name>{_LABEL}(?:\.{_LABEL})*\.?)):(?P<port>[0-9]{{1,5}})")
 _PLACE = r"(\[[^\]]*\]|[^][:,@/?]*)(:[0-9]{1,5})?"
 _POSTGRESQL = re.compile(rf"postgres(ql)?://([^/?]*@)?{_PLACE}(,{_PLACE})*([/?].*)?")
-_HOST = re.compile(r"(\*\.)?([a-z0-9-]{1,63}\.)+[a-z0-9-]{1,63}")
+_HOST = re.compile(rf"(\*\.)?({_LABEL}\.)+{_LABEL}")
 
 
 class SettingsError(Exception):

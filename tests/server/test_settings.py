@@ -250,7 +250,10 @@ def test_a_key_set_at_any_other_url_is_refused(where: str) -> None:
     assert refused(token_jwks=where) == [f"--token-jwks is {reprlib.repr(where)}: {NO_KEY_SET}"]
 
 
-@pytest.mark.parametrize("address", ["", "localhost", ":50051", "127.0.0.1:", "::1:1", "127.0.0.1:65536", "a@[::1]:1"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "localhost", ":50051", "127.0.0.1:", "::1:1", "127.0.0.1:65536", "a@[::1]:1", "a..b:1"],
+)
 def test_what_is_no_address_is_refused(address: str) -> None:
     assert refused(address=address) == [f"--address is {address!r}: {NO_ADDRESS}"]
 
@@ -277,6 +280,8 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         ("connection_age_seconds", "86401", "must be a number from 1 to 86400"),
         ("log_level", "trace", "must be debug, info, warning or error"),
         ("metrics_address", "9090", NO_ADDRESS),
+        ("metrics_address", "a..b:9090", NO_ADDRESS),
+        ("metrics_address", ".:9090", NO_ADDRESS),
         ("admin_address", "9090", NO_ADDRESS),
         ("traces", "maybe", "must be true or false"),
         ("token_age_max_seconds", "0", "must be a whole number from 1 to 604800"),
