@@ -37,9 +37,13 @@ OF_CLIENTS = {
 }
 _LABEL = "[a-z0-9-]{1,63}"
 _ADDRESS = re.compile(rf"(?:\[(?P<v6>[0-9a-f:]+)\]|(?P<name>{_LABEL}(?:\.{_LABEL})*\.?)):(?P<port>[0-9]{{1,5}})")
-_PLACE = r"(\[[^\]]*\]|[^][:,@/?]*)(:[0-9]{1,5})?"
-_POSTGRESQL = re.compile(rf"postgres(ql)?://([^/?]*@)?{_PLACE}(,{_PLACE})*([/?].*)?")
+_PLACE = r"(\[[^\]]*\]|[^][:,@/?#]*)(:[0-9]{1,5})?"
+_POSTGRESQL = re.compile(rf"postgres(ql)?://([^/?#]*@)?{_PLACE}(,{_PLACE})*([/?].*)?")
 _HOST = re.compile(rf"(\*\.)?({_LABEL}\.)+{_LABEL}")
+_NO_POSTGRESQL = (
+    "must be a URL such as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, what is no letter or digit in the password "
+    "percent-encoded, as %23 for #"
+)
 
 
 class SettingsError(Exception):
@@ -95,8 +99,12 @@ def _key_set(where: str) -> str:
 
 
 def _postgresql(url: str) -> str:
+    try:
+        urlsplit(url)  # as the driver does, whose error would show the password
+    except ValueError:
+        raise ValueError(_NO_POSTGRESQL) from None
     if url and not _POSTGRESQL.fullmatch(url):
-        raise ValueError("must be a URL such as postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+        raise ValueError(_NO_POSTGRESQL)
     return url
 
 

@@ -327,10 +327,22 @@ def test_a_database_url_is_accepted(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["mysql://cunho:secret@db", "db/cunho", "postgresql:", "postgresql://cunho:secret@db:port/cunho"]
+    "url",
+    [
+        "mysql://cunho:secret@db",
+        "db/cunho",
+        "postgresql:",
+        "postgresql://cunho:secret@db:port/cunho",
+        "postgresql://cunho:sec#ret@db/cunho",
+        "postgresql://cunho:sec\N{ACCOUNT OF}ret@db/cunho",
+        "postgresql://cunho:secret@[db]/cunho",
+    ],
 )
 def test_a_wrong_database_url_is_refused_without_its_password(url: str) -> None:
-    wrong = "must be a URL such as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+    wrong = (
+        "must be a URL such as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, what is no letter or digit in the password "
+        "percent-encoded, as %23 for #"
+    )
     assert refused(database_url=url) == [f"--database-url: {wrong}"]
 
 
