@@ -13,6 +13,7 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from typing import Any
 
 from cunho_server import logs
 from cunho_server.address import READY, reserved
@@ -76,14 +77,14 @@ class _Child:
 
     @classmethod
     async def spawn(cls, environment: Mapping[str, str]) -> "_Child":
-        """A new process, waiting to be told what to serve."""
+        """A new process, waiting to be told what to serve. Raises StartError."""
         command = (sys.executable, "-m", "cunho_server.process")
         # In a session of its own: Ctrl-C reaches the supervisor alone.
-        return cls(
-            await asyncio.create_subprocess_exec(
-                *command, stdin=PIPE, stdout=PIPE, env=os.environ | environment, start_new_session=True
-            )
-        )
+        given: dict[str, Any] = {"env": os.environ | environment, "start_new_session": True}
+        try:
+            return cls(await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, **given))
+        except OSError as error:  # the machine has no room for it, now
+            raise StartError(f"no process can be started ({error.strerror})") from error
 
     @property
     def number(self) -> int:
@@ -136,7 +137,7 @@ class _Processes:
         self._changing = asyncio.Lock()
 
     async def spawn(self) -> _Child:
-        """A new process that loads its code."""
+        """A new process that loads its code. Raises StartError."""
         child = await _Child.spawn(self._metrics.environment)
         self._living.add(child)
         return child
@@ -218,8 +219,10 @@ class _Processes:
                     return
                 log.error("process %d has ended (exit code %d): another takes its place", child.number, code)
                 self._forget(child)
-                with suppress(StartError):
+                try:
                     return await self._start(index)
+                except StartError as error:
+                    log.error("%s", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _PAUSE_SECONDS_MAX)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -134,6 +135,30 @@ def test_fresh_processes_take_over_at_sighup_and_no_call_fails(server: Server) -
         server.process.send_signal(signal.SIGHUP)
         until(lambda: len(server.processes()) == 2 and not {*before} & {*server.processes()})
     assert failed == []
+
+
+@contextmanager
+def no_room_for_processes(server: Server) -> Iterator[None]:
+    """The supervisor can open no file more."""
+    soft, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_is_started_once_there_is_room_for_it_again(server: Server) -> None:
+    old = server.processes()
+    with no_room_for_processes(server):
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: all(f": process {number} goes on" in server.log for number in old), 20)
+        told = server.log.count("no process can be started")
+        os.kill(old[0], signal.SIGKILL)
+        until(lambda: server.log.count("no process can be started") > told, 20)
+    until(lambda: len(server.processes()) == 2)
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: old[1] not in server.processes() and len(server.processes()) == 2)
 
 
 def test_processes_of_a_newer_version_do_not_serve_from_the_schema_of_the_one_before(server: Server) -> None:
