@@ -16,8 +16,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import asyncpg
 import uvloop
 
+from cunho_rules.refusals import Refusal
 from cunho_server import app, logs
 from cunho_server.address import READY, AddressError
 from cunho_server.keys import KeyFileError
@@ -68,6 +70,9 @@ def main() -> int:
         uvloop.run(_serve(settings, told["dsn"], told["index"]))
     except (AddressError, KeyFileError, MigrationError, TracingError) as error:
         print(error, file=sys.stderr)
+        return 1
+    except (Refusal, asyncpg.PostgresError, OSError) as error:
+        print(f"the database cannot be used ({str(error) or type(error).__name__})", file=sys.stderr)
         return 1
     return 0
 

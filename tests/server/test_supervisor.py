@@ -137,6 +137,18 @@ def test_fresh_processes_take_over_at_sighup_and_no_call_fails(server: Server) -
     assert failed == []
 
 
+def test_a_process_that_does_not_reach_the_database_says_so_in_a_sentence(server: Server, data_dir: Path) -> None:
+    told, postgres = len(server.log), postgres_process(data_dir)
+    os.kill(postgres, signal.SIGSTOP)
+    try:
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: server.log.count(" goes on [", told) == 2)
+    finally:
+        os.kill(postgres, signal.SIGCONT)
+    assert "the database cannot be used (TimeoutError)" in server.log[told:]
+    assert "Traceback" not in server.log[told:]
+
+
 @contextmanager
 def no_room_for_processes(server: Server) -> Iterator[None]:
     """The supervisor can open no file more."""
