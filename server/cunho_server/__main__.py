@@ -18,6 +18,7 @@ _FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
 def main(words: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code. `words` are the process's own if not given."""
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # read when gRPC is imported; nothing here forks
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # another program's folder: the server makes its own
     given, strays = _parser().parse_known_args(words)
     try:
         _refuse(strays, given.parser)

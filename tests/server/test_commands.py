@@ -451,3 +451,10 @@ def test_ctrl_c_shows_no_traceback() -> None:
         finally:
             process.kill()
     assert process.returncode == 130
+
+
+def test_a_folder_for_the_metrics_of_another_program_is_let_be(tmp_path: Path) -> None:
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics")}
+    code = "import sys; from cunho_server.__main__ import main; main(['version']); import cunho_server.metrics"
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
