@@ -13,10 +13,12 @@ from cunho_server import commands, settings
 from cunho_server.settings import Settings, SettingsError
 
 _FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
+_STANDARD_ERROR = 2
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code. `words` are the process's own if not given."""
+    _open_streams()
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # read when gRPC is imported; nothing here forks
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # another program's folder: the server makes its own
     given, strays = _parser().parse_known_args(words)
@@ -38,6 +40,13 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"the database cannot be used ({cause}): check it and CUNHO_DATABASE_URL", file=sys.stderr)
         return _FAILED
     return 0
+
+
+def _open_streams() -> None:
+    """Opens the standard streams that are closed: files and sockets opened later would take their numbers."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 def _told(error: Exception) -> str:

@@ -458,3 +458,13 @@ def test_a_folder_for_the_metrics_of_another_program_is_let_be(tmp_path: Path) -
     code = "import sys; from cunho_server.__main__ import main; main(['version']); import cunho_server.metrics"
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_standard_stream_that_is_closed_is_no_obstacle(closed: str) -> None:
+    code = (
+        "import asyncio, uvloop; from cunho_server.__main__ import main; main(['version']); "
+        "uvloop.run(asyncio.create_subprocess_exec('true'))"
+    )
+    ran = subprocess.run(f'exec {sys.executable} -c "{code}" {closed}', shell=True, check=False)
+    assert ran.returncode == 0
