@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import uvloop
 
 from cunho_server import settings
-from cunho_server.output import say
+from cunho_server.output import say, write
 from cunho_server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def protoset(given: argparse.Namespace) -> None:
     from cunho_server.protoset import protoset
 
     if given.file:
-        given.file.write_bytes(protoset())
+        write(given.file, protoset())
     elif sys.stdout.isatty():
         raise SettingsError("a protoset is no text for a terminal: name a FILE to write it to")
     else:

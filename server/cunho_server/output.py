@@ -1,7 +1,8 @@
-"""What commands print, which somebody may read only the beginning of."""
+"""What commands print, which somebody may read only the beginning of, or write to a file."""
 
 import os
 import sys
+from pathlib import Path
 
 
 class OutputError(Exception):
@@ -20,3 +21,11 @@ def say(said: str | bytes) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         if not isinstance(error, BrokenPipeError):
             raise OutputError(f"the output cannot be written ({error.strerror})") from error
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file. Raises OutputError."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror})") from error

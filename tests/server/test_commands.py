@@ -305,6 +305,10 @@ def test_an_output_that_nobody_reads_or_that_has_no_room_is_no_fault_of_the_data
     assert (lost.returncode, lost.stderr) == (1, "the output cannot be written (No space left on device)\n")
 
 
+def test_a_protoset_that_cannot_be_written_is_no_fault_of_the_database(ended: Ended, tmp_path: Path) -> None:
+    assert ended("protoset", str(tmp_path)) == (1, "", f"{tmp_path} cannot be written (Is a directory)\n")
+
+
 def test_a_valid_catalogue_is_summed_up(ended: Ended) -> None:
     code, out, err = ended("catalog", "check", str(BUILT_IN))
     assert (code, err) == (0, "")
