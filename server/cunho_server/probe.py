@@ -4,6 +4,7 @@ from typing import Any
 
 import grpc
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cunho_server.settings import Settings, host_of
@@ -49,7 +50,9 @@ def _channel(address: str, settings: Settings) -> grpc.Channel:
 
 
 def _name(certificate: x509.Certificate) -> str:
-    """A name that the certificate is for."""
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    dns = names.get_values_for_type(x509.DNSName)
-    return dns[0].replace("*", "any") if dns else str(names.get_values_for_type(x509.IPAddress)[0])
+    """A name that the certificate is for; its common name, which gRPC takes too, if it is for no other."""
+    found = [each.value for each in certificate.extensions if isinstance(each.value, x509.SubjectAlternativeName)]
+    dns = [name.replace("*", "any") for names in found for name in names.get_values_for_type(x509.DNSName)]
+    addresses = [str(each) for names in found for each in names.get_values_for_type(x509.IPAddress)]
+    common = [str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    return next(iter([*dns, *addresses, *common]), "")

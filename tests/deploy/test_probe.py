@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests import world as worlds
+from tests.client.certificates import Authority
 from tests.world import Postgres, World
 
 from cunho_server import issuing, probe
@@ -42,6 +43,16 @@ def settings(world: World) -> Settings:
 def test_a_server_that_serves_is_healthy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a machine's proxy has no part in it
     probe.health(settings(world))
+
+
+def test_a_server_whose_certificate_has_its_name_as_common_name_alone_is_healthy(
+    postgres: Postgres, folder: Path, tmp_path: Path
+) -> None:
+    pair = Authority(tmp_path).signed("cunho.example", uri="spiffe://example/cunho")
+    files: dict[str, Any] = {"tls_certificate": pair.certificate, "tls_key": pair.key}
+    files["token_key"] = folder / "token-public.pem"
+    with worlds.world(postgres, **files) as world:
+        probe.health(settings(world))
 
 
 def test_a_server_that_is_not_there_is_told_with_its_address(world: World) -> None:
