@@ -78,6 +78,12 @@ def is_loopback(address: str) -> bool:
     return _names_this_machine(host_of(address))
 
 
+def _meet(one: str, other: str) -> bool:
+    """Whether HOST:PORT and another with the same port may be one socket."""
+    hosts = {host_of(one), host_of(other)}
+    return len(hosts) == 1 or not hosts.isdisjoint({"localhost", "0.0.0.0", "::"})
+
+
 def _names_this_machine(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
@@ -298,7 +304,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        if wrong := [*self._incomplete(), *self._in_clear()]:
+        if wrong := [*self._incomplete(), *self._in_clear(), *self._in_the_way()]:
             raise ValueError("\n".join(wrong))
         return self
 
@@ -329,6 +335,16 @@ class Settings(BaseSettings):
             yield (
                 f"{self.address} is reached by other machines and takes {'; and '.join(lacks)} "
                 "(`cunho-server keys` makes what a first installation needs)"
+            )
+
+    def _in_the_way(self) -> Iterator[str]:
+        """What would take some of the calls, since processes share their ports."""
+        first, port = (int(address.rpartition(":")[2] or 0) for address in (self.admin_address, self.address))
+        ports = range(first, first + self.processes)
+        if first and port in ports and _meet(self.admin_address, self.address):
+            yield (
+                f"CUNHO_ADMIN_ADDRESS takes the ports {ports[0]} to {ports[-1]}, one for each process, and {port} is that "
+                "of CUNHO_ADDRESS: give it others"
             )
 
     @property

@@ -204,6 +204,22 @@ def test_what_shows_every_call_is_for_this_machine_alone(address: str) -> None:
     assert refused(admin_address=address) == [f"--admin-address is {address!r}: {NO_LOOPBACK}"]
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:50052", "localhost:50052", "127.0.0.1:50050"])
+def test_what_shows_every_call_does_not_take_the_port_of_calls(address: str) -> None:
+    first = int(address.rpartition(":")[2])
+    wrong = (
+        f"CUNHO_ADMIN_ADDRESS takes the ports {first} to {first + 2}, one for each process, and 50052 is that of "
+        "CUNHO_ADDRESS: give it others"
+    )
+    assert refused(address="127.0.0.1:50052", admin_address=address, processes="3") == [wrong]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:50053", "127.0.0.1:50049", "127.0.0.2:50052", "[::1]:50052", ""])
+def test_what_shows_every_call_may_have_any_other_port(address: str) -> None:
+    chosen = settings.load({"address": "127.0.0.1:50052", "admin_address": address, "processes": "3"})
+    assert chosen.admin_address == address
+
+
 def test_what_belongs_together_is_told_at_once() -> None:
     pair = "CUNHO_TLS_CERTIFICATE and CUNHO_TLS_KEY need each other"
     keys = "CUNHO_TOKEN_KEY and CUNHO_TOKEN_JWKS exclude each other"
