@@ -529,12 +529,13 @@ class Machine(RuleBasedStateMachine):
     )
     def deprecate_image(self, caller: str, image: Image, etag: str, state: str, replacement: Image | None) -> None:
         caller, (etag, version) = self._caller(caller, image), self._etag(image, etag)
-        replacement_id = replacement.image_id if replacement else ""
+        # Its own one is malformed, and no request of that kind gets as far as the model.
+        replacement_id = replacement.image_id if replacement and replacement.image_id != image.image_id else ""
         self._mutate(
             caller,
             "deprecate_image",
             lambda _: self.model.deprecate_image(caller, image.image_id, version, state, replacement_id),
-            list if replacement else self._explain(caller, image, "DeprecateImage", version=version),
+            list if replacement_id else self._explain(caller, image, "DeprecateImage", version=version),
             image_id=image.image_id,
             etag=etag,
             deprecation=pb.Deprecation(

@@ -144,6 +144,7 @@ def by_kind(ids: Ids) -> dict[str, str]:
 
 #: Ids of nothing, of the same form as those of things.
 ABSENT = Ids("img-zzzzzzzz", "ins-zzzzzzzz", "operations/op-zzzzzzzz", "acc-zzzzzzzzzz")
+NONE = Ids("img-yyyyyyyy", "ins-yyyyyyyy", "operations/op-yyyyyyyy", "acc-yyyyyyyyyy")
 
 
 def naming(rpc: Rpc, place: Place, id: str, own: Ids) -> Any:
@@ -231,7 +232,7 @@ def test_an_account_that_is_not_registered_is_a_stranger_too(scene: Scene) -> No
         token = scene.world.token("acc-unregistered")
         for id in scene.things[kind(place.field)].values():
             answer, of_nothing = (
-                call(scene.channel, rpc.path, naming(rpc, place, each, ABSENT).SerializeToString(), token)
+                call(scene.channel, rpc.path, naming(rpc, place, each, NONE).SerializeToString(), token)
                 for each in (id, absent)
             )
             assert instead(answer, id, absent) == of_nothing
