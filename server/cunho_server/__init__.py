@@ -53,6 +53,7 @@ settings         what can be chosen
 development      what a start with the development key adds
 __main__         the words of the command `cunho-server`
 commands         what each command does and prints
+output           printing, though nobody may read it or there may be no room
 operating        calls of the operator's on a command line
 check            whether an installation is sound
 probe            whether the server on this machine serves
