@@ -28,17 +28,18 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
         async with self.reading() as connection:
             return await shown.image(connection, context.caller, request.image_id)
 
-    async def BatchGetImages(self, request: pb.BatchGetImagesRequest, context: Any) -> pb.BatchGetImagesResponse:
+    async def BatchGetImages(self, request: pb.BatchGetImagesRequest, context: Any) -> Any:
         caller = context.caller
         async with self.reading() as connection:
             found = await images.get_some(connection, request.image_ids, caller.account_id)
         response = pb.BatchGetImagesResponse(
             results=[_result(caller, image_id, found.get(image_id)) for image_id in request.image_ids]
         )
-        if (size_bytes := response.ByteSize()) > PAGE_SIZE_BYTES:
-            problem = f"must be fewer: their images are {size_bytes} bytes, and at most {PAGE_SIZE_BYTES} are sent"
+        answer = response.SerializeToString()
+        if len(answer) > PAGE_SIZE_BYTES:
+            problem = f"must be fewer: their images are {len(answer)} bytes, and at most {PAGE_SIZE_BYTES} are sent"
             raise malformed([Violation("image_ids", problem)])
-        return response
+        return answer
 
     async def ListImages(self, request: pb.ListImagesRequest, context: Any) -> Any:
         caller = context.caller

@@ -218,6 +218,7 @@ class Work:
         """Does what is left: up to a step that fails, or all that stand apart, and raises why one is to be tried again."""
         errors = []
         for each in _left(steps):
+            # A driver that cancels itself has failed as well, and does not cancel this.
             (error,) = await asyncio.gather(self._act(each), return_exceptions=True)
             errors += [error] if error else []
             if each["state"] != "SUCCEEDED" and operation.method not in _APART:

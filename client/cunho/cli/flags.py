@@ -6,13 +6,12 @@ from typing import Annotated, Any, Literal, Protocol
 
 from cyclopts import Parameter, Token, validators
 
-from cunho.cli.session import MisuseError
+from cunho.cli.session import DAY_SECONDS, MisuseError
 
 #: How flags are by default: none has a --no-… beside it, and help shows no default that says nothing.
 QUIET = Parameter(negative=(), show_default=lambda value: str(value) if value else None)
 
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
-_DAY_SECONDS = 86_400
 _INT64_MAX = (1 << 63) - 1
 _LABEL_KEY = r"[a-z][a-z0-9_.-]{0,62}"
 
@@ -31,7 +30,7 @@ def _size_bytes(_: type, tokens: Sequence[Token]) -> int:
 
 
 def _is_pause(_: type, seconds: Any) -> None:
-    if seconds is not False and not 0.1 <= seconds <= _DAY_SECONDS:
+    if seconds is not False and not 0.1 <= seconds <= DAY_SECONDS:
         raise ValueError("must be 0.1 seconds at least, and a day at most")
 
 

@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 if TYPE_CHECKING:
     from cunho import Client, Tls
 
-_DAY_SECONDS = 86_400
+DAY_SECONDS = 86_400
 _SHARED = Group("Every command", sort_key=9)
 
 Json = Annotated[
@@ -27,7 +27,7 @@ class MisuseError(Exception):
 
 
 def _is_time(_: type, seconds: Any) -> None:
-    if not 0 < seconds <= _DAY_SECONDS:
+    if not 0 < seconds <= DAY_SECONDS:
         raise ValueError("must be over 0 seconds, and a day at most")
 
 
