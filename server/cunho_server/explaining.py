@@ -16,13 +16,11 @@ from cunho_storage.database import Connection
 async def image_action(
     connection: Connection, request: pb.CheckImageActionsRequest, facts: Facts, name: str
 ) -> pb.Decision:
-    """What every check of the action on an image says; `facts` has the image and the caller."""
+    """What every check of the action on an image says; `facts` has the image, the caller and their account."""
     image, caller = facts.image, facts.caller
     assert isinstance(image, Image)
     action, facts = actions.IMAGE_ACTIONS[name], facts._replace(action=name)
     notices: list[warnings.Warning] = []
-    if name in ("CreateInstance", "CopyImage", "ShareImage", "SetImageShares"):
-        facts = facts._replace(account=await accounts.get(connection, caller.account_id))
     if name == "CreateInstance":
         type_id = request.instance_type or None
         facts = facts._replace(

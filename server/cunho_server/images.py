@@ -300,6 +300,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             image = await images.get(connection, request.image_id, caller.account_id)
             facts = Facts(action="GetImage", caller=caller, image_id=request.image_id, image=image)
             actions.GET_IMAGE.enforce(facts)
+            facts = facts._replace(account=await accounts.get(connection, caller.account_id))
             decisions = [
                 await explaining.image_action(connection, request, facts, name)
                 for name in request.actions or actions.IMAGE_ACTIONS

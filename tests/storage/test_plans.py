@@ -710,6 +710,8 @@ READS = [
     Counted("BatchGetImages", 1, lambda t: t.tenant.batch_get_images(image_ids=[t.image, t.shared])),
     Counted("ListImages", 1, lambda t: [*t.tenant.list_images(region_id=GUANGZHOU)]),
     Counted("ResolveImage", 2, lambda t: t.tenant.resolve_image(region_id=GUANGZHOU, family="debian-12")),
+    Counted("CheckImageActions", 5, lambda t: t.tenant.check_image_actions(image_id=t.image)),
+    Counted("CheckInstanceActions", 6, lambda t: t.tenant.check_instance_actions(instance_id=t.instance)),
     Counted("ListImageShares", 1, lambda t: [*t.tenant.list_image_shares(image_id=t.shared)]),
     Counted("GetInstance", 1, lambda t: t.tenant.get_instance(instance_id=t.instance)),
     Counted("ListInstances", 1, lambda t: [*t.tenant.list_instances(region_id=GUANGZHOU)]),
