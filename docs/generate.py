@@ -45,9 +45,10 @@ ERRORS_INTRODUCTION = """\
 Written by `make docs` from `server/cunho_rules/refusals.py`; change them there.
 
 The details of every refusal have a `google.rpc.ErrorInfo` of the domain `cunho.v1`, with one of these reasons and its
-metadata, and a `cunho.v1.Advice` with rule, remedy and whether a retry may help. What is malformed, which quota is
-exceeded and when to retry are there as google.rpc's `BadRequest`, `QuotaFailure` and `RetryInfo` too. In the Python
-client all of it is on the exception `Refused`. Below, each reason's message is followed by its remedy.
+metadata, in which what there is not is empty, and a `cunho.v1.Advice` with rule, remedy and whether a retry may help.
+What is malformed, which quota is exceeded and when to retry are there as google.rpc's `BadRequest`, `QuotaFailure` and
+`RetryInfo` too. In the Python client all of it is on the exception `Refused`. Below, each reason's message is followed
+by its remedy.
 """
 
 RETRIES = {
@@ -165,7 +166,7 @@ def _listed(found: Iterable[Reason]) -> str:
 
 def _marked(text: str) -> str:
     """The text with {keys} marked as code."""
-    return re.sub(r"(\{\w+\})", r"`\1`", text)
+    return re.sub(r"\{(\w+)(:[^}]*)?\}", r"`{\1}`", text)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -194,8 +194,7 @@ def not_obsolete(facts: Facts) -> Refusal | None:
     """The image is not obsolete."""
     image = _image(facts)
     if image.deprecation_state == DeprecationState.OBSOLETE:
-        replacement = image.replacement_image_id or "none named"
-        return Refusal(Reason.IMAGE_OBSOLETE, image_id=image.image_id, replacement_image_id=replacement)
+        return Refusal(Reason.IMAGE_OBSOLETE, image_id=image.image_id, replacement_image_id=image.replacement_image_id)
     return None
 
 
@@ -323,9 +322,7 @@ def uri_allowed(facts: Facts) -> Refusal | None:
     """The URI is an https URI of an allowed host, without credentials."""
     assert facts.upload is not None
     if problem := uri_problem(facts.upload.uri, facts.upload.allowed_hosts):
-        return Refusal(
-            Reason.IMPORT_URI_NOT_ALLOWED, problem=problem, allowed=[*facts.upload.allowed_hosts] or ["none"]
-        )
+        return Refusal(Reason.IMPORT_URI_NOT_ALLOWED, problem=problem, allowed=[*facts.upload.allowed_hosts])
     return None
 
 

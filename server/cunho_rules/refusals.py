@@ -107,7 +107,7 @@ class Entry(NamedTuple):
     """What every refusal with one reason has in common."""
 
     code: Code
-    #: Message and remedy, with {keys} that the metadata fills.
+    #: Message and remedy, with {keys} that the metadata fills; {key:none} reads "none" where the value is empty.
     message: str
     remedy: str
     #: The rule that refuses, where the check that refuses names no other.
@@ -343,7 +343,7 @@ REFUSALS: dict[Reason, Entry] = {
         Code.FAILED_PRECONDITION,
         "PUB-4",
         "image {image_id} is obsolete and launches no new instances",
-        "Choose another image; its replacement: {replacement_image_id}.",
+        "Choose another image; its replacement: {replacement_image_id:none named}.",
     ),
     Reason.IMAGE_REGION_MISMATCH: _entry(
         Code.FAILED_PRECONDITION,
@@ -379,7 +379,7 @@ REFUSALS: dict[Reason, Entry] = {
         Code.INVALID_ARGUMENT,
         "CUS-10",
         "the URI cannot be imported from: {problem}",
-        "Put the file on an allowed host ({allowed}) and name it by https.",
+        "Put the file on an allowed host ({allowed:none}) and name it by https.",
     ),
     Reason.CUSTOM_IMAGE_QUOTA_EXCEEDED: _entry(
         Code.RESOURCE_EXHAUSTED,
@@ -534,8 +534,18 @@ class Refusal(Exception):
         self.rule = rule or entry.rule
         self.violations = violations
         self.metadata: Mapping[str, str] = {key: _text(value) for key, value in metadata.items()}
-        self.remedy = entry.remedy.format_map(self.metadata)
-        super().__init__(entry.message.format_map(self.metadata))
+        words = {key: _Word(value) for key, value in self.metadata.items()}
+        self.remedy = entry.remedy.format_map(words)
+        super().__init__(entry.message.format_map(words))
+
+
+class _Word(str):
+    """A value in a sentence, whose format says what is read where it is empty."""
+
+    __slots__ = ()
+
+    def __format__(self, otherwise: str) -> str:
+        return str(self) or otherwise
 
 
 #: What one answer names at most, since answers to refused calls travel in HTTP/2 headers, which peers limit to 8 KiB.

@@ -544,7 +544,7 @@ def test_the_settings_say_which_hosts_are_allowed(postgres: Postgres) -> None:
         with refused("INVALID_ARGUMENT", "IMPORT_URI_NOT_ALLOWED", "CUS-10", problem=problem, allowed="*.example.org"):
             import_image(owner, "stock", uri="https://cloud.debian.org/a.qcow2", validate_only=True)
     with worlds.world(postgres, import_hosts="") as world:
-        with refused("INVALID_ARGUMENT", "IMPORT_URI_NOT_ALLOWED", "CUS-10", problem=problem, allowed="none") as caught:
+        with refused("INVALID_ARGUMENT", "IMPORT_URI_NOT_ALLOWED", "CUS-10", problem=problem, allowed="") as caught:
             import_image(world.tenant(), "stock", uri="https://cloud.debian.org/a.qcow2", validate_only=True)
         assert "an allowed host (none)" in caught.value.remedy
 
