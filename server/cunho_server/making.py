@@ -75,6 +75,7 @@ async def create(mutation: Mutation, request: pb.CreateImageRequest, facts: Fact
         "source_image_id": instance.image_id,
         "source_region_id": instance.region_id,
         "source_instance_id": instance.instance_id,
+        "software": await images.software(mutation.connection, instance.image_id),
         "cloud_init": instance.launch_cloud_init,
         "boot_mode": instance.launch_boot_mode,
     }

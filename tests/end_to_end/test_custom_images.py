@@ -74,6 +74,22 @@ def test_an_image_made_from_an_instance_is_the_owners_own_and_names_what_it_came
     assert owner.get_image(image_id=image.image_id) == image
 
 
+@pytest.mark.rule("CUS-1", "CUS-9", "PUB-2")
+def test_an_image_made_from_an_instance_names_the_software_that_came_with_it_and_so_does_a_copy(world: World) -> None:
+    owner, recipient = world.tenant(), world.tenant()
+    software = [v1.Software(name="MySQL", version=version) for version in ("8.0", "8.4")]
+    public = publish(world.operator, "bundle", software=software)
+    instance_id = world.launch(owner, public.image_id).instance_id
+    world.operator.delete_image(image_id=public.image_id)
+    image = world.image(owner, instance_id=instance_id)
+    (copied,) = owner.copy_image(image_id=image.image_id, destinations=to(SHANGHAI)).result(timeout_seconds=20).results
+    owner.share_image(image_id=image.image_id, account_ids=[recipient.account_id])
+    again = world.image(recipient, instance_id=world.launch(recipient, image.image_id).instance_id)
+    assert [*image.software] == [*copied.image.software] == [*again.software] == software
+    owner.reinstall_instance(instance_id=instance_id, image_id=world.public_image().image_id).result(20)
+    assert [*world.image(owner, instance_id=instance_id).software] == [*world.public_image().software] != software
+
+
 @pytest.mark.rule("CUS-1", "CUS-10")
 def test_an_imported_image_is_the_owners_own_and_names_its_uri(world: World) -> None:
     owner = world.tenant()

@@ -272,7 +272,7 @@ class Image(_message.Message):
 
     @_builtins.property
     def software(self) -> _containers.RepeatedCompositeFieldContainer[Global___Software]:
-        """Software bundled with it, at most 100."""
+        """Software bundled with it, at most 100. An image made from an instance, and a copy, has that of the image it came from."""
 
     @_builtins.property
     def sharing(self) -> Global___Sharing:
