@@ -451,7 +451,7 @@ REFUSALS: dict[Reason, Entry] = {
     Reason.OPERATION_FAILED: _entry(
         Code.INTERNAL,
         "INS-5",
-        "{operation} failed {attempts} times and was given up; what it had begun is undone",
+        "a step of {operation} failed {attempts} times and was given up; what it had begun is undone",
         "Call again later; if it fails again, give the operation's name to the operator.",
         retry=Retry.CALL,
     ),

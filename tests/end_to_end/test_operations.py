@@ -843,6 +843,7 @@ def test_a_copy_that_is_given_up_in_one_region_holds_up_no_other(world: World, d
         failed, made = operation.result(20).results
     told = Refused.from_status(failed.error)
     assert (told.reason, told.metadata) == ("OPERATION_FAILED", {"operation": operation.name, "attempts": "5"})
+    assert told.message.startswith(f"a step of {operation.name} failed 5 times"), told.message  # the others were done
     failed_id, made_id = operation.metadata.target_ids
     assert made.image.image_id == made_id
     assert asked == [("copy", failed_id), ("copy", made_id), *[("copy", failed_id)] * 4]

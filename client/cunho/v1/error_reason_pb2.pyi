@@ -234,7 +234,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     metadata: operation
     """
     OPERATION_FAILED: _ErrorReason.ValueType  # 54
-    """INTERNAL. The operation was given up after failing several times. In the error of operations only.
+    """INTERNAL. A step of the operation was given up after failing several times. In the errors of operations, of their
+    steps and of CopyImage's results only.
     metadata: attempts, operation
     """
     TRANSACTION_CONFLICT: _ErrorReason.ValueType  # 55
@@ -481,7 +482,8 @@ OPERATION_CANCELLED: ErrorReason.ValueType  # 53
 metadata: operation
 """
 OPERATION_FAILED: ErrorReason.ValueType  # 54
-"""INTERNAL. The operation was given up after failing several times. In the error of operations only.
+"""INTERNAL. A step of the operation was given up after failing several times. In the errors of operations, of their
+steps and of CopyImage's results only.
 metadata: attempts, operation
 """
 TRANSACTION_CONFLICT: ErrorReason.ValueType  # 55
