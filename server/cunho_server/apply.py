@@ -1,5 +1,6 @@
 """Applies a catalogue to the database: declarative and idempotent. What the file does not name stays as it is."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cunho_rules.model import Image, InstanceType, Region
@@ -36,12 +37,21 @@ async def apply(database: Database, catalog: Catalog) -> Applied:
         await regions.put_types(
             connection, [InstanceType(*(getattr(each, field) for field in _TYPE)) for each in catalog.instance_types]
         )
-        for number, image in enumerate(catalog.images):
+        for number, image in enumerate(_oldest_first(catalog.images)):
             for region_id in image.region_ids:
                 done.append(await _apply_image(connection, region_id, image, number, problems))
         if problems:
             raise CatalogError("\n".join(problems))
     return Applied(done.count("published"), done.count("changed"), done.count("unchanged"))
+
+
+def _oldest_first(images: Sequence[CatalogImage]) -> list[CatalogImage]:
+    """The images as they are published, so that lists, which are newest first, have the families in the file's order.
+
+    Of each family the image that is last in the file comes last: it is what the family resolves to. Source: PUB-4.
+    """
+    families = [*dict.fromkeys(image.request.family for image in images)]
+    return sorted(images, key=lambda image: -families.index(image.request.family))
 
 
 async def _apply_image(

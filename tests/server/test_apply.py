@@ -120,6 +120,17 @@ def test_a_region_that_is_added_later_has_the_same_newest_builds(postgres: Postg
         assert resolved(world, family, "north") == resolved(world, family) == f"{family} 5"
 
 
+def test_lists_show_families_in_the_order_of_the_file_and_of_each_the_newest_first(world: World, apply: Apply) -> None:
+    one, other = new_family(), new_family()
+    apply(
+        image(one, (f"{one} old", X86_64)),
+        image(other, (f"{other} 64bit", X86_64), (f"{other} ARM64", ARM64)),
+        image(one, (f"{one} new", X86_64)),
+    )
+    listed = [each.name for each in world.operator.list_images(region_id=GUANGZHOU)]
+    assert listed[:4] == [f"{one} new", f"{one} old", f"{other} 64bit", f"{other} ARM64"]
+
+
 # --- what the file does not name
 
 
