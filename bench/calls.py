@@ -23,9 +23,6 @@ _INSTANCE_TYPE = "S5.MEDIUM4"
 _STEPS = '[{"name": "launch", "region_id": "ap-guangzhou", "target_id": "", "state": "PENDING", "error": null}]'
 _DIGEST, _ANSWER = bytes(32), bytes(300)
 
-#: How often the images of an account are asked to be launched by one connection.
-_LAUNCHES = 50
-
 
 class Account(NamedTuple):
     """One that calls, with what it sees beside public images."""

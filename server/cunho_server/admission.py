@@ -33,8 +33,6 @@ class Admission:
         self._refused_of_account: Counter[str] = Counter()
         self.calls = self.waits = 0
         self._closed = False
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     async def keep_pace(self, caller: Caller) -> None:
         """Counts a call in the pace of its account. Refuses: TOO_MANY_CALLS."""
@@ -68,28 +66,17 @@ class Admission:
         self.calls += 1
         self._of_account[account] += 1
         self._of_peer[peer] += 1
-        self._idle.clear()
         return Counted(partial(self._end_call, account, peer))
 
     def wait(self) -> "Counted":
         """Counts a call that waits for an operation until the block ends. Refuses: SERVICE_STOPPING, TOO_MANY_CALLS."""
         self._let(self.waits, "waits_max", "this server process, of those that wait for operations")
         self.waits += 1
-        self._idle.clear()
         return Counted(self._end_wait)
 
     def close(self) -> None:
         """Lets no more calls in; those under way go on."""
         self._closed = True
-
-    async def idle(self, timeout_seconds: float) -> bool:
-        """Returns once no call is under way, or the time is up; whether none is."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
 
     def _let(self, under_way: int, setting: str, scope: str) -> None:
         if self._closed:
@@ -102,15 +89,9 @@ class Admission:
         self.calls -= 1
         _one_less(self._of_account, account)
         _one_less(self._of_peer, peer)
-        self._left()
 
     def _end_wait(self) -> None:
         self.waits -= 1
-        self._left()
-
-    def _left(self) -> None:
-        if not self.calls + self.waits:
-            self._idle.set()
 
 
 class Counted:

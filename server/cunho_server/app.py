@@ -1,7 +1,6 @@
 """The server, wired. Everything that is put together is put together here."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
@@ -42,8 +41,6 @@ from cunho_server.tracing import tracing as make_tracing
 from cunho_server.work import Driver, Work
 from cunho_storage import secrets
 from cunho_storage.database import Database
-
-log = logging.getLogger(__name__)
 
 #: Servers of gRPC in a process that shares its port. Each takes up one call at a time, and the next some turns of the
 #: event loop later; together they take up that many at once, and each turn has more to do.
