@@ -46,6 +46,10 @@ NESTING = 50
 #: Comparisons in one filter.
 COMPARISONS = 100
 
+#: What the key of a label is, and in words.
+LABEL_KEY = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
+LABEL_KEY_FORM = "1 to 63 characters of [a-z0-9_.-], the first a letter"
+
 #: What a value is once read.
 Value: TypeAlias = str | int | bool | datetime
 
@@ -104,7 +108,6 @@ _ESCAPED = "\"'\\*"
 _SHOWN = 60  # characters of the filter that a problem quotes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6}0*)?(Z|[+-]\d\d:\d\d)", re.ASCII)
-_LABEL_KEY = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,9 +355,8 @@ def _comparison(name: _Piece, operator: _Piece, literal: _Piece, fields: Mapping
             key, text = text, ""
         elif operator.text == ":" and not text:
             prefix = False
-        if not _LABEL_KEY.fullmatch(key):
-            problem = f"write {path}.KEY, or {path}:KEY; keys are 1 to 63 characters of [a-z0-9_.-], the first a letter"
-            raise FilterProblem(path, name.position, problem)
+        if not LABEL_KEY.fullmatch(key):
+            raise FilterProblem(path, name.position, f"write {path}.KEY, or {path}:KEY; keys are {LABEL_KEY_FORM}")
     if prefix and not (isinstance(field, Text) and operator.text in _EQUALITY):
         problem = r'a prefix stands after = and != of a text alone; "\*" is the character itself'
         raise FilterProblem(path, literal.position, problem)

@@ -6,12 +6,12 @@ plain: the server walks the messages and asks `problem` of each field. Source: A
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from cunho_rules import filters, limits, orders
+from cunho_rules import actions, filters, limits, orders
 from cunho_rules.refusals import Reason, Refusal, Violation
 
 #: Control characters, and the invisible ones that let one name pose as another: what Unicode calls default ignorable
@@ -188,14 +188,13 @@ def labels(value: Any) -> str | None:
     if len(value) > limits.LABELS:
         return f"must have at most {limits.LABELS} labels, has {len(value)}"
     for key, label in sorted(value.items()):
-        if not _LABEL_KEY(key):
-            return f"keys must be 1 to 63 characters of [a-z0-9_.-], the first a letter; has {key[:63]!r}"
+        if not filters.LABEL_KEY.fullmatch(key):
+            return f"keys must be {filters.LABEL_KEY_FORM}; has {key[:63]!r}"
         if problem := _LABEL_VALUE(label):
             return f"the value of {key!r} {problem}"
     return None
 
 
-_LABEL_KEY = re.compile(r"[a-z][a-z0-9_.-]{0,62}").fullmatch
 _LABEL_VALUE = text(63)
 
 _ACCOUNT = r"[a-z0-9-]{1,60}"
@@ -240,14 +239,8 @@ min_memory = number(0, limits.MIN_MEMORY_BYTES_MAX)
 quota_limit = number(0, limits.QUOTA_LIMIT_MAX)
 contact_uri = matching(r"(https://|mailto:)[!-~]{1,2040}", "an https or mailto URI of up to 2048 characters")
 
-_IMAGE_ACTIONS = "CreateInstance CopyImage UpdateImage ShareImage UnshareImage SetImageShares ListImageShares LeaveImageShare DeprecateImage DeleteImage"
-_INSTANCE_ACTIONS = (
-    "CreateImage UpdateInstance StartInstance StopInstance RebootInstance ReinstallInstance DeleteInstance"
-)
 
-
-def _actions(names: str) -> Each:
-    known = names.split()
+def _actions(known: Collection[str]) -> Each:
     return Each(matching("|".join(known), f"one of {', '.join(known)}"), len(known), unique=True)
 
 
@@ -376,7 +369,7 @@ REQUESTS: dict[str, dict[str, Shape]] = {
     "DeleteImageRequest": {"force": anything, **_SHARES},
     "CheckImageActionsRequest": {
         "image_id": image_id,
-        "actions": _actions(_IMAGE_ACTIONS),
+        "actions": _actions(actions.IMAGE_ACTIONS),
         "target_region_id": region_id_or_none,
         "target_account_ids": accounts,
         "zone_id": zone_id_or_none,
@@ -411,7 +404,7 @@ REQUESTS: dict[str, dict[str, Shape]] = {
     "ListInstanceTypesRequest": _PAGE,
     "CheckInstanceActionsRequest": {
         "instance_id": instance_id,
-        "actions": _actions(_INSTANCE_ACTIONS),
+        "actions": _actions(actions.INSTANCE_ACTIONS),
         "target_image_id": image_id_or_none,
         "image_name": image_name_or_none,
     },
@@ -458,6 +451,9 @@ _DIGITS = {1: ("SHA256", 64), 2: ("SHA512", 128)}
 #: Numbers and names of cunho.v1.QuotaId.
 _CUSTOM_IMAGES, _SHARES_PER_IMAGE = (1, "QUOTA_ID_CUSTOM_IMAGES"), (2, "QUOTA_ID_SHARES_PER_IMAGE")
 
+#: Finds what is wrong with the fields of a message together.
+Together = Callable[[Any], Iterator[Violation]]
+
 
 def _digits(checksum: Any) -> Iterator[Violation]:
     algorithm, digits = _DIGITS.get(checksum.algorithm, ("", 0))
@@ -465,7 +461,7 @@ def _digits(checksum: Any) -> Iterator[Violation]:
         yield Violation("value", f"must have {digits} digits for {algorithm}, has {len(checksum.value)}")
 
 
-def _scope(needed_of_images: Sequence[str]) -> "Together":
+def _scope(needed_of_images: Sequence[str]) -> Together:
     """The fields that a quota has, and those that it has not."""
     scopes = {
         _CUSTOM_IMAGES: (needed_of_images, ("image_id",)),
@@ -496,8 +492,6 @@ def _another(request: Any) -> Iterator[Violation]:
     if request.image_id and request.image_id == request.deprecation.replacement_image_id:
         yield Violation("deprecation.replacement_image_id", "must be another image")
 
-
-Together = Callable[[Any], Iterator[Violation]]
 
 #: What is wrong with the fields of a message together, by message name.
 TOGETHER: dict[str, Together] = {
