@@ -4,7 +4,7 @@ Each check returns the refusal, or None.
 """
 
 from cunho_rules.checks import Check, Stage, check
-from cunho_rules.model import Facts, Place, Role, etag
+from cunho_rules.model import AccountState, Facts, Place, Role, etag
 from cunho_rules.refusals import Reason, Refusal
 
 # --- shape
@@ -79,7 +79,7 @@ def by_operator(facts: Facts) -> Refusal | None:
 @check("CUS-13", Stage.STATE)
 def not_suspended(facts: Facts) -> Refusal | None:
     """The account is not suspended."""
-    if facts.account is not None and facts.account.state == "SUSPENDED":
+    if facts.account is not None and facts.account.state == AccountState.SUSPENDED:
         return Refusal(Reason.ACCOUNT_SUSPENDED, account_id=_who(facts), action=facts.action)
     return None
 
@@ -87,8 +87,7 @@ def not_suspended(facts: Facts) -> Refusal | None:
 @check("CUS-13", Stage.STATE, needs=("recipients",))
 def not_suspended_to_share_further(facts: Facts) -> Refusal | None:
     """The account is not suspended, if accounts are added."""
-    added = any(not recipient.shared for recipient in facts.recipients or ())
-    return not_suspended.judge(facts) if added else None
+    return not_suspended.judge(facts) if facts.added else None
 
 
 @check("CUS-14", Stage.STATE, needs=("region_id",))

@@ -157,12 +157,12 @@ GET_INSTANCE = action("GetInstance", instances.instance_visible)
 
 LIST_INSTANCES = action("ListInstances", accounts.region_exists)
 
-UPDATE_INSTANCE = action("UpdateInstance", instances.instance_visible, instances.account_only, instances.instance_etag)
+UPDATE_INSTANCE = action("UpdateInstance", instances.instance_visible, instances.owner_only, instances.instance_etag)
 
 START_INSTANCE = action(
     "StartInstance",
     instances.instance_visible,
-    instances.account_only,
+    instances.owner_only,
     instances.instance_etag,
     instances.instance_idle,
     instances.stopped,
@@ -171,7 +171,7 @@ START_INSTANCE = action(
 STOP_INSTANCE = action(
     "StopInstance",
     instances.instance_visible,
-    instances.account_only,
+    instances.owner_only,
     instances.instance_etag,
     instances.instance_idle,
     instances.running,
@@ -180,7 +180,7 @@ STOP_INSTANCE = action(
 REBOOT_INSTANCE = action(
     "RebootInstance",
     instances.instance_visible,
-    instances.account_only,
+    instances.owner_only,
     instances.instance_etag,
     instances.instance_idle,
     instances.running,
@@ -190,7 +190,7 @@ REINSTALL_INSTANCE = action(
     "ReinstallInstance",
     instances.instance_visible,
     images.image_visible,
-    instances.account_only,
+    instances.owner_only,
     instances.instance_etag,
     instances.instance_idle,
     instances.running_or_stopped,
@@ -203,7 +203,7 @@ REINSTALL_INSTANCE = action(
 DELETE_INSTANCE = action(
     "DeleteInstance",
     instances.instance_visible,
-    instances.account_only,
+    instances.owner_only,
     instances.instance_etag,
     instances.instance_idle,
     instances.deletable,

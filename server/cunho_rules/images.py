@@ -16,7 +16,6 @@ from cunho_rules.model import (
     InstanceType,
     JudgedImage,
     Kind,
-    Recipient,
     Role,
     ShownImage,
     Trust,
@@ -282,20 +281,20 @@ def not_with_self(facts: Facts) -> Refusal | None:
 @check("SHR-10", Stage.STATE, needs=("recipients",))
 def recipients_known(facts: Facts) -> Refusal | None:
     """Every account that is added is registered."""
-    unknown = [recipient.account_id for recipient in _added(facts) if not recipient.known]
+    unknown = [recipient.account_id for recipient in facts.added if not recipient.known]
     return Refusal(Reason.ACCOUNT_NOT_FOUND, account_ids=unknown) if unknown else None
 
 
 @check("SHR-10", Stage.STATE, needs=("recipients",))
 def available_to_share_further(facts: Facts) -> Refusal | None:
     """The image is AVAILABLE, if accounts are added."""
-    return _unless_available(facts) if _added(facts) else None
+    return _unless_available(facts) if facts.added else None
 
 
 @check("SHR-9", Stage.STATE, needs=("recipients",))
 def recipients_in_region(facts: Facts) -> Refusal | None:
     """Every account that is added is active in the image's region."""
-    elsewhere = [recipient.account_id for recipient in _added(facts) if not recipient.in_region]
+    elsewhere = [recipient.account_id for recipient in facts.added if not recipient.in_region]
     if elsewhere:
         return Refusal(Reason.SHARE_REGION_MISMATCH, account_ids=elsewhere, region_id=_image(facts).region_id)
     return None
@@ -352,10 +351,6 @@ def _image(facts: Facts) -> Image | JudgedImage:
     return facts.image
 
 
-def _added(facts: Facts) -> list[Recipient]:
-    return [recipient for recipient in facts.recipients or () if not recipient.shared]
-
-
 def _if_public(facts: Facts) -> Refusal | None:
     if _image(facts).owner_account_id is None:
         return Refusal(Reason.PUBLIC_IMAGE_READ_ONLY, image_id=facts.image_id, action=facts.action)
@@ -382,7 +377,7 @@ def _unless_available(facts: Facts) -> Refusal | None:
 
 
 def _unless_room(facts: Facts, usage: int) -> Refusal | None:
-    image, requested = _image(facts), len(_added(facts))
+    image, requested = _image(facts), len(facts.added)
     if requested and usage + requested > image.share_limit:
         return Refusal(
             Reason.SHARE_QUOTA_EXCEEDED,

@@ -22,7 +22,7 @@ def instance_visible(facts: Facts) -> Refusal | None:
 
 
 @check("INS-6", Stage.PERMISSION)
-def account_only(facts: Facts) -> Refusal | None:
+def owner_only(facts: Facts) -> Refusal | None:
     """The caller is the account that the instance belongs to."""
     if _instance(facts).account_id != facts.caller.account_id:
         return Refusal(Reason.INSTANCE_OWNER_ONLY, instance_id=facts.instance_id, action=facts.action)

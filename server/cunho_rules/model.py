@@ -33,6 +33,13 @@ class Trust(StrEnum):
     UNVERIFIED = "UNVERIFIED"
 
 
+class AccountState(StrEnum):
+    """Where an account stands."""
+
+    ACTIVE = "ACTIVE"
+    SUSPENDED = "SUSPENDED"
+
+
 class Origin(StrEnum):
     """How an image came to be."""
 
@@ -393,6 +400,11 @@ class Facts(NamedTuple):
     unknown_region_ids: Sequence[str] = ()
     #: Regions that the account would leave and where it still has something.
     region_ids_in_use: Sequence[str] = ()
+
+    @property
+    def added(self) -> list[Recipient]:
+        """The recipients that do not have the image yet."""
+        return [recipient for recipient in self.recipients or () if not recipient.shared]
 
 
 def etag(version: int) -> str:

@@ -238,7 +238,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             actions.SHARE_IMAGE.enforce(facts)
             image = await _shared(mutation, facts, removed=0)
             answer = pb.ShareImageResponse(shares=_shares(mutation, facts), image=image)
-            adding = shares.adding(request.image_id, _without_share(facts), mutation.time)
+            adding = shares.adding(request.image_id, _added_ids(facts), mutation.time)
             return await mutation.answer(answer, adding)
 
     async def UnshareImage(self, request: pb.UnshareImageRequest, context: Any) -> pb.UnshareImageResponse:
@@ -265,7 +265,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             await shares.remove(mutation.connection, request.image_id, sorted(others))
             image = await _shared(mutation, facts, removed=len(others))
             answer = pb.SetImageSharesResponse(shares=_shares(mutation, facts), image=image)
-            adding = shares.adding(request.image_id, _without_share(facts), mutation.time)
+            adding = shares.adding(request.image_id, _added_ids(facts), mutation.time)
             return await mutation.answer(answer, adding)
 
     async def ListImageShares(self, request: pb.ListImageSharesRequest, context: Any) -> pb.ListImageSharesResponse:
@@ -379,16 +379,16 @@ def _share_facts(
     )
 
 
-def _without_share(facts: Facts) -> list[str]:
-    """Those of the recipients who do not have the image, sorted."""
-    return sorted(recipient.account_id for recipient in facts.recipients or () if not recipient.shared)
+def _added_ids(facts: Facts) -> list[str]:
+    """The accounts that the image is to be shared with and is not yet, sorted."""
+    return sorted(recipient.account_id for recipient in facts.added)
 
 
 async def _shared(mutation: Mutation, facts: Facts, *, removed: int) -> pb.Image:
     """The image with its recipients and without some others, as its owner sees it."""
     image = facts.image
     assert isinstance(image, JudgedImage)
-    share_count = image.share_count - removed + len(_without_share(facts))
+    share_count = image.share_count - removed + len(facts.added)
     return await shown.judged(mutation.connection, mutation.caller, image._replace(share_count=share_count))
 
 

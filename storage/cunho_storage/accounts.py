@@ -6,7 +6,7 @@ from typing import NamedTuple
 from peewee import SQL, Function, fn
 
 from cunho_rules.limits import CUSTOM_IMAGES_PER_REGION
-from cunho_rules.model import BEING_MADE, Account, Place
+from cunho_rules.model import BEING_MADE, Account, AccountState, Place
 from cunho_storage.database import Connection
 from cunho_storage.requests import Beginning
 from cunho_storage.statements import Statement, any_of, arg, delete_from, first_row, literal, locking, together
@@ -32,7 +32,7 @@ _ADD = Statement(
         {
             AccountRow.account_id: arg("account_id"),
             AccountRow.display_name: arg("display_name"),
-            AccountRow.state: "ACTIVE",
+            AccountRow.state: AccountState.ACTIVE,
             AccountRow.version: SQL("1"),
             AccountRow.create_time: SQL("now()"),
             AccountRow.update_time: SQL("now()"),

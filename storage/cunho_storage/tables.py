@@ -7,7 +7,6 @@ schema itself is made by the migrations; a test holds it equal to these models.
 # pyright: reportIncompatibleVariableOverride=false
 
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import Any
 
 from peewee import (
@@ -23,7 +22,7 @@ from peewee import (
     TextField,
 )
 
-from cunho_rules.model import DeprecationState, ImageState, InstanceState, OperationState, Origin
+from cunho_rules.model import AccountState, DeprecationState, ImageState, InstanceState, OperationState, Origin
 
 
 class TimeField(Field):
@@ -58,13 +57,6 @@ def _foreign(name: str, columns: str, target: str) -> SQL:
 
 def _index(name: str, on: str, *, unique: bool = False, where: str = "") -> SQL:
     return SQL(f"CREATE {'UNIQUE ' if unique else ''}INDEX {name} ON {on}{f' WHERE {where}' if where else ''}")
-
-
-class AccountState(StrEnum):
-    """Where an account stands."""
-
-    ACTIVE = "ACTIVE"
-    SUSPENDED = "SUSPENDED"
 
 
 class RegionRow(Model):
