@@ -12,7 +12,7 @@ instances    the checks about instances
 accounts     the checks about accounts, roles, regions and quotas
 limits       every number: quotas, lengths, sizes
 model        the values that rules speak about: Caller, Image, Instance, Facts
-warnings     the notices that a call may carry although it succeeds
+warnings     what a call may warn of although it succeeds
 shapes       the shape of every request, field by field
 pricing      what an image costs
 filters      the language of `filter`

@@ -1,4 +1,4 @@
-"""The notices that a call may carry although it succeeds."""
+"""What a call may warn of although it succeeds."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,15 @@ from cunho_rules.model import DeprecationState, Image, JudgedImage, Kind
 
 
 class Warning(NamedTuple):
-    """A notice: mirrors cunho.v1.Warning."""
+    """A warning of a call that succeeds; mirrors cunho.v1.Warning."""
 
     reason: str
     message: str
     metadata: dict[str, str]
 
 
-def of_launch(image: Image | JudgedImage, kind: Kind) -> list[Warning]:
-    """The notices on launching from an image that is of that kind to the caller. Source: SHR-7, PUB-4."""
+def of_launch(image: Image | JudgedImage, kind: Kind | None) -> list[Warning]:
+    """The warnings of a launch from the image, which is of that kind to the caller. Source: SHR-7, PUB-4."""
     warnings = []
     if kind is Kind.SHARED:
         owner = image.owner_account_id or ""

@@ -4,10 +4,11 @@ What the request does not name stays unknown, and the checks that need it are no
 """
 
 from cunho import v1 as pb
-from cunho_rules import actions, warnings
+from cunho_rules import actions
 from cunho_rules.images import kind
 from cunho_rules.limits import QUOTA_LIMIT_MAX
 from cunho_rules.model import Facts, Image, Place
+from cunho_rules.warnings import Warning, of_launch
 from cunho_server import messages
 from cunho_storage import accounts, images, regions, shares
 from cunho_storage.database import Connection
@@ -20,7 +21,7 @@ async def image_action(
     image, caller = facts.image, facts.caller
     assert isinstance(image, Image)
     action, facts = actions.IMAGE_ACTIONS[name], facts._replace(action=name)
-    notices: list[warnings.Warning] = []
+    warnings: list[Warning] = []
     if name == "CreateInstance":
         type_id = request.instance_type or None
         facts = facts._replace(
@@ -30,8 +31,7 @@ async def image_action(
             instance_type_id=type_id,
             instance_type=await regions.get_type(connection, type_id) if type_id else None,
         )
-        image_kind = kind(caller, image)
-        notices = warnings.of_launch(image, image_kind) if image_kind else []
+        warnings = of_launch(image, kind(caller, image))
     elif name == "CopyImage" and request.target_region_id:
         region_id = request.target_region_id
         facts = facts._replace(
@@ -52,7 +52,7 @@ async def image_action(
             copies=await images.copies(connection, image.image_id),
             shared_with=await shares.account_ids(connection, image.image_id),
         )
-    return messages.decision(action, facts, notices)
+    return messages.decision(action, facts, warnings)
 
 
 async def instance_action(
@@ -62,7 +62,7 @@ async def instance_action(
     instance, caller = facts.instance, facts.caller
     assert instance is not None
     action, facts = actions.INSTANCE_ACTIONS[name], facts._replace(action=name)
-    notices: list[warnings.Warning] = []
+    warnings: list[Warning] = []
     if name == "CreateImage":
         place = await accounts.place(
             connection, caller.account_id, instance.region_id, request.image_name or None, lock=False
@@ -82,9 +82,8 @@ async def instance_action(
             region_id=instance.region_id,
             instance_type=await regions.get_type(connection, instance.instance_type),
         )
-        image_kind = kind(caller, image) if image else None
-        notices = warnings.of_launch(image, image_kind) if image and image_kind else []
-    return messages.decision(action, facts, notices)
+        warnings = of_launch(image, kind(caller, image)) if image else []
+    return messages.decision(action, facts, warnings)
 
 
 async def place_of_name(connection: Connection, image: Image, name: str) -> Place:

@@ -1,15 +1,17 @@
 """InstanceService. Each method: who calls, the facts, the rules, the write, the answer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from google.longrunning.operations_pb2 import Operation
 
 from cunho import v1 as pb
 from cunho.v1 import instance_service_pb2_grpc
-from cunho_rules import actions, shapes, warnings
+from cunho_rules import actions, shapes
 from cunho_rules.checks import Action
 from cunho_rules.images import kind, trust
 from cunho_rules.model import Facts, Image, Instance, InstanceState, etag
+from cunho_rules.warnings import Warning, of_launch
 from cunho_server import explaining, messages
 from cunho_server.servicer import Mutation, Servicer, all_of, one_region
 from cunho_server.shape import masked
@@ -97,18 +99,20 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
             return await mutation.answer(messages.instance(_there(updated)))
 
     async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> Operation:
-        return await self._act(request, context, actions.START_INSTANCE, InstanceState.STARTING, InstanceState.RUNNING)
+        through, to_state = InstanceState.STARTING, InstanceState.RUNNING
+        return await self._act(request, context, actions.START_INSTANCE, "start", through, to_state)
 
     async def StopInstance(self, request: pb.StopInstanceRequest, context: Any) -> Operation:
-        return await self._act(request, context, actions.STOP_INSTANCE, InstanceState.STOPPING, InstanceState.STOPPED)
+        through, to_state = InstanceState.STOPPING, InstanceState.STOPPED
+        return await self._act(request, context, actions.STOP_INSTANCE, "stop", through, to_state)
 
     async def RebootInstance(self, request: pb.RebootInstanceRequest, context: Any) -> Operation:
-        return await self._act(
-            request, context, actions.REBOOT_INSTANCE, InstanceState.REBOOTING, InstanceState.RUNNING
-        )
+        through, to_state = InstanceState.REBOOTING, InstanceState.RUNNING
+        return await self._act(request, context, actions.REBOOT_INSTANCE, "reboot", through, to_state)
 
     async def DeleteInstance(self, request: pb.DeleteInstanceRequest, context: Any) -> Operation:
-        return await self._act(request, context, actions.DELETE_INSTANCE, InstanceState.DELETING, InstanceState.DELETED)
+        through, to_state = InstanceState.DELETING, InstanceState.DELETED
+        return await self._act(request, context, actions.DELETE_INSTANCE, "destroy", through, to_state)
 
     async def ReinstallInstance(self, request: pb.ReinstallInstanceRequest, context: Any) -> Operation:
         async with self.mutation(request, context) as mutation:
@@ -157,9 +161,15 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
         return pb.CheckInstanceActionsResponse(decisions=decisions, instance_etag=etag(_there(instance).version))
 
     async def _act(
-        self, request: Any, context: Any, action: Action, through: InstanceState, to_state: InstanceState
+        self,
+        request: Any,
+        context: Any,
+        action: Action,
+        step_name: str,
+        through: InstanceState,
+        to_state: InstanceState,
     ) -> Operation:
-        """The operation that moves an instance through one state to another."""
+        """The operation of one step that moves an instance through one state to another."""
         async with self.one_write(request, context, facts_of.MOVE, instance_id=request.instance_id) as (mutation, read):
             facts = Facts(
                 action=action.name,
@@ -169,8 +179,7 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
                 etag=request.etag,
             )
             action.enforce(facts)
-            word = {"DeleteInstance": "destroy"}.get(action.name, action.name.removesuffix("Instance").lower())
-            return await _move(mutation, facts, word, through, {"to_state": to_state})
+            return await _move(mutation, facts, step_name, through, {"to_state": to_state})
 
 
 def _there(instance: Instance | None) -> Instance:
@@ -206,7 +215,7 @@ async def _launch(mutation: Mutation, request: pb.CreateInstanceRequest, facts: 
         region_id=request.region_id,
         target_ids=instance_ids,
         steps=[step("launch", request.region_id, instance_id) for instance_id in instance_ids],
-        warnings=warnings.of_launch(image, image_kind),
+        warnings=of_launch(image, image_kind),
         first=launching,
     )
 
@@ -223,27 +232,27 @@ async def _reinstall(mutation: Mutation, facts: Facts) -> Operation:
         "trust": trust(image_kind),
         **{field: getattr(facts.image, field) for field in instances.CHANGEABLE},
     }
-    notices = warnings.of_launch(facts.image, image_kind)
-    return await _move(mutation, facts, "install", InstanceState.REINSTALLING, input, notices)
+    warnings = of_launch(facts.image, image_kind)
+    return await _move(mutation, facts, "install", InstanceState.REINSTALLING, input, warnings)
 
 
 async def _move(
     mutation: Mutation,
     facts: Facts,
-    word: str,
+    step_name: str,
     through: InstanceState,
     input: dict[str, Any],
-    notices: list[warnings.Warning] | None = None,
+    warnings: Sequence[Warning] = (),
 ) -> Operation:
-    """The operation that does `word` to the instance, which goes through a state at once."""
+    """The operation of one step on the instance, which goes through a state at once."""
     instance, operation_id = _there(facts.instance), mutation.new_id("op")
     return await mutation.begin(
         operation_id,
         method=facts.action,
         region_id=instance.region_id,
         target_ids=[instance.instance_id],
-        steps=[step(word, instance.region_id, instance.instance_id)],
+        steps=[step(step_name, instance.region_id, instance.instance_id)],
         input=input | {"from_state": instance.state},
-        warnings=notices or (),
+        warnings=warnings,
         first=instances.moving(instance, through, operation_id),
     )

@@ -259,7 +259,7 @@ def instance(instance: Instance) -> pb.Instance:
         create_time=timestamp(instance.create_time),
         update_time=timestamp(instance.update_time),
         delete_time=timestamp(instance.delete_time),
-        operation=operation_name(instance.operation_id) if instance.operation_id else "",
+        operation=operation_name(instance.operation_id),
         etag=etag(instance.version),
     )
 
@@ -278,8 +278,8 @@ def instance_type(instance_type: InstanceType) -> pb.InstanceType:
 # --- operations
 
 
-def operation_name(operation_id: str) -> str:
-    """The name of the operation with that id; "" of none."""
+def operation_name(operation_id: str | None) -> str:
+    """The name of the operation with that id; "" if there is none."""
     return f"operations/{operation_id}" if operation_id else ""
 
 
