@@ -53,7 +53,7 @@ class AccountService(Servicer, account_service_pb2_grpc.AccountServiceServicer):
             connection, wanted = mutation.connection, request.account
             account = await accounts.locked(connection, wanted.account_id)
             before = {*account.region_ids} if account else set()
-            named = masked(request.update_mask.paths, ("display_name", "region_ids", "state"))
+            named = masked(request)
             after = {*wanted.region_ids} if "region_ids" in named else before
             facts = Facts(
                 action="UpdateAccount",

@@ -176,7 +176,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
         async with self.mutation(request, context, images.CHANGING, image_id=wanted.image_id) as mutation:
             connection, caller = mutation.connection, mutation.caller
             image = await images.get(connection, wanted.image_id, caller.account_id)
-            named = masked(request.update_mask.paths, _UPDATABLE)
+            named = masked(request)
             name = wanted.name if "name" in named else ""
             facts = Facts(
                 action="UpdateImage",
@@ -306,9 +306,6 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
                 for name in request.actions or actions.IMAGE_ACTIONS
             ]
         return pb.CheckImageActionsResponse(decisions=decisions, image_etag=etag(_there(image).version))
-
-
-_UPDATABLE = ("name", "description", "family", "labels", "min_disk_bytes", "min_memory_bytes")
 
 
 def _there(image: Image | JudgedImage | None) -> Image:

@@ -91,7 +91,7 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
                 etag=wanted.etag,
             )
             actions.UPDATE_INSTANCE.enforce(facts)
-            named = masked(request.update_mask.paths, ("name", "description", "labels"))
+            named = masked(request)
             changed = {field: getattr(wanted, field) for field in named}
             changed |= {"labels": dict(wanted.labels)} if "labels" in named else {}
             await instances.update(mutation.connection, _there(instance)._replace(**changed))

@@ -44,8 +44,14 @@ def refusal(request: Message) -> Refusal | None:
     return malformed(found) if found else None
 
 
-def masked(paths: Iterable[str], allowed: Iterable[str]) -> frozenset[str]:
-    """The fields that a mask names, of those allowed; "*" names all of them."""
+def masked(request: Any) -> frozenset[str]:
+    """The fields that the update_mask of the request names, of those that it may; "*" names all of them."""
+    mask = REQUESTS[request.DESCRIPTOR.name]["update_mask"]
+    assert isinstance(mask, Mask)
+    return _named(request.update_mask.paths, mask.paths)
+
+
+def _named(paths: Iterable[str], allowed: Iterable[str]) -> frozenset[str]:
     named = frozenset(paths)
     return frozenset(allowed) if "*" in named else named.intersection(allowed)
 
@@ -172,7 +178,7 @@ def _of_masked(name: str, shape: Mask, owner: Descriptor) -> _Finder:
             yield Violation(path + name, f'must name only {", ".join(shape.paths)}, or be "*"; names {named}')
         if message.HasField(shape.resource):
             resource = getattr(message, shape.resource)
-            for find_in_part in _finders(resource.DESCRIPTOR, masked(paths, shape.paths) | {*_ALWAYS}):
+            for find_in_part in _finders(resource.DESCRIPTOR, _named(paths, shape.paths) | {*_ALWAYS}):
                 yield from find_in_part(resource, f"{path}{shape.resource}.")
 
     return find

@@ -110,8 +110,10 @@ def test_an_etag_counts_though_no_mask_names_it() -> None:
 
 
 def test_a_star_names_all_and_what_is_not_allowed_is_never_named() -> None:
-    assert masked(["*"], ["name", "family"]) == {"name", "family"}
-    assert masked(["name", "nope", "etag"], ["name", "family"]) == {"name"}
+    every = pb.UpdateInstanceRequest(update_mask=FieldMask(paths=["*"]))
+    assert masked(every) == {"name", "description", "labels"}
+    some = pb.UpdateInstanceRequest(update_mask=FieldMask(paths=["name", "nope", "etag"]))
+    assert masked(some) == {"name"}
 
 
 # --- the table and the comments
