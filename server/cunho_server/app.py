@@ -21,12 +21,13 @@ from cunho.v1 import (
     region_service_pb2,
     region_service_pb2_grpc,
 )
-from cunho_server import admin, listening, memory, metrics, reflection, self_probe
+from cunho_server import admin, keys, listening, memory, metrics, reflection, self_probe
 from cunho_server.accounts import AccountService
 from cunho_server.admission import Admission
 from cunho_server.answering import Answering
 from cunho_server.channel_options import channel_options
 from cunho_server.healthy import SERVICE_NAME, Health
+from cunho_server.identity import Identity
 from cunho_server.images import ImageService
 from cunho_server.instances import InstanceService
 from cunho_server.ledger import Ledger
@@ -36,8 +37,7 @@ from cunho_server.quotas import QuotaService
 from cunho_server.regions import RegionService
 from cunho_server.servicer import Service
 from cunho_server.settings import Settings
-from cunho_server.tracing import Tracing
-from cunho_server.tracing import tracing as make_tracing
+from cunho_server.tracing import Tracing, make_tracing
 from cunho_server.work import Driver, Work
 from cunho_storage import secrets
 from cunho_storage.database import Database
@@ -80,7 +80,8 @@ async def serving(
         page_key = await secrets.shared(connection, "page_tokens")
     driver = driver or Ledger(settings.ledger_seconds)
     work = Work(database, driver, workers=settings.workers, lease_seconds=settings.lease_seconds)
-    admission, identity = Admission(settings), await listening.verifier(settings)
+    admission = Admission(settings)
+    identity = Identity(await asyncio.to_thread(keys.verifying, settings), settings)
     service = Service(database, identity, PageTokens(page_key), work, admission, settings)
     async with AsyncExitStack() as stack:
         tracing = stack.enter_context(closing(make_tracing())) if settings.traces else None

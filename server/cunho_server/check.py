@@ -14,7 +14,7 @@ from cryptography.x509 import load_pem_x509_certificates
 from cunho_server import keys
 from cunho_server.keys import KeyFileError
 from cunho_server.listening import Certificate
-from cunho_server.opening import postgresql
+from cunho_server.opening import connections_max, postgresql
 from cunho_server.settings import Settings
 from cunho_storage import installation
 from cunho_storage.installation import Finding
@@ -26,7 +26,7 @@ async def check(settings: Settings) -> list[Finding]:
     """What is found; the installation is sound if none of it is a problem."""
     found = [*_certificates(settings), *await asyncio.to_thread(lambda: [*_keys(settings)])]
     with postgresql(settings) as dsn:
-        return found + await installation.examine(dsn, connections=settings.processes * (settings.connections + 1))
+        return found + await installation.examine(dsn, connections=connections_max(settings))
 
 
 def _certificates(settings: Settings) -> Iterator[Finding]:

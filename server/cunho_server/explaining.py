@@ -6,11 +6,10 @@ What the request does not name stays unknown, and the checks that need it are no
 from cunho import v1 as pb
 from cunho_rules import actions
 from cunho_rules.images import kind
-from cunho_rules.limits import QUOTA_LIMIT_MAX
-from cunho_rules.model import Facts, Image, Place
+from cunho_rules.model import Facts, Image
 from cunho_rules.warnings import Warning, of_launch
 from cunho_server import messages
-from cunho_storage import accounts, images, regions, shares
+from cunho_storage import accounts, facts_of, images, regions, shares
 from cunho_storage.database import Connection
 
 
@@ -42,7 +41,7 @@ async def image_action(
             ),
         )
     elif name == "UpdateImage" and request.name:
-        facts = facts._replace(place=await place_of_name(connection, image, request.name))
+        facts = facts._replace(place=await facts_of.place_of_name(connection, image, request.name))
     elif name in ("ShareImage", "SetImageShares") and request.target_account_ids:
         recipients = await shares.recipients(connection, image.image_id, request.target_account_ids)
         facts = facts._replace(recipients=recipients)
@@ -84,19 +83,3 @@ async def instance_action(
         )
         warnings = of_launch(image, kind(caller, image)) if image else []
     return messages.decision(action, facts, warnings)
-
-
-async def place_of_name(connection: Connection, image: Image, name: str) -> Place:
-    """Where the image would be under a new name; a name of "" is nobody's."""
-    if image.owner_account_id is None:
-        return await public_place(connection, image.region_id, name, except_id=image.image_id)
-    return await accounts.place(
-        connection, image.owner_account_id, image.region_id, name, except_id=image.image_id, lock=False
-    )
-
-
-async def public_place(connection: Connection, region_id: str, name: str, *, except_id: str = "") -> Place:
-    """Where a public image would go: no quota applies, but its name must be free. Source: PUB-1, SEL-4."""
-    other = await images.public_by_name(connection, region_id, name)
-    taken = other is not None and other.image_id != except_id
-    return Place(region_id, True, 0, QUOTA_LIMIT_MAX, 0, name, taken)

@@ -29,11 +29,12 @@ class Exposed:
     def __init__(self, address: str, folder: str) -> None:
         self.address = address
         self.environment = {_FOLDER_VARIABLE: folder} if folder else {}
+        self._folder = folder
 
     def forget(self, process: int) -> None:
         """Drops what a process that has ended was at; what it counted stays."""
-        for folder in self.environment.values():
-            mark_process_dead(process, folder)  # type: ignore[no-untyped-call]
+        if self._folder:
+            mark_process_dead(process, self._folder)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

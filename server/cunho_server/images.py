@@ -162,7 +162,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
                 caller=caller,
                 region_id=request.region_id,
                 region=await regions.get(connection, request.region_id),
-                place=await explaining.public_place(connection, request.region_id, request.name),
+                place=await facts_of.public_place(connection, request.region_id, request.name),
             )
             actions.PUBLISH_IMAGE.enforce(facts)
             image_id = mutation.new_id("img")
@@ -184,7 +184,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
                 image_id=wanted.image_id,
                 image=image,
                 etag=wanted.etag,
-                place=await explaining.place_of_name(connection, image, name) if image else None,
+                place=await facts_of.place_of_name(connection, image, name) if image else None,
             )
             actions.UPDATE_IMAGE.enforce(facts, partial=True)
             changed = {field: getattr(wanted, field) for field in named}

@@ -1,6 +1,5 @@
-"""Where and how connections are taken: the address, TLS with certificates that may change, and who verifies callers."""
+"""Where and how connections are taken: the address, and TLS with certificates that may change."""
 
-import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -15,20 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from cunho_server import keys
 from cunho_server.address import AddressError
-from cunho_server.identity import Identity
 from cunho_server.keys import KeyFileError
 from cunho_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
 Read = TypeVar("Read")
-
-
-async def verifier(settings: Settings) -> Identity:
-    """What tells who calls. Raises KeyFileError."""
-    return Identity(await asyncio.to_thread(keys.verifying, settings), settings)
 
 
 def listen(servers: Sequence[grpc.aio.Server], settings: Settings) -> int:

@@ -23,9 +23,14 @@ log = logging.getLogger(__name__)
 _CONNECTIONS_OF_OTHERS = 50
 
 
+def connections_max(settings: Settings) -> int:
+    """How many connections the processes may open: beyond those of calls, each has one that asks for health."""
+    return settings.processes * (settings.connections + 1)
+
+
 def embedded_connections(settings: Settings) -> int:
     """How many connections the embedded PostgreSQL takes."""
-    return settings.processes * (settings.connections + 1) + _CONNECTIONS_OF_OTHERS
+    return connections_max(settings) + _CONNECTIONS_OF_OTHERS
 
 
 @contextmanager

@@ -14,7 +14,7 @@ class TracingError(Exception):
     """Calls cannot be traced; the message says what to do."""
 
 
-def tracing() -> "Tracing":
+def make_tracing() -> "Tracing":
     """Tracing to where the variables of OpenTelemetry say. Raises TracingError."""
     try:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter

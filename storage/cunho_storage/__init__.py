@@ -15,7 +15,7 @@ instances     reads and writes of instances
 operations    reads and writes of operations, and their leases
 accounts      reads and writes of accounts, their regions and quotas
 regions       reads and writes of regions, zones and instance types
-facts_of      what the rules want to know before the writes that are made most
+facts_of      what the rules want to know of several nouns at one moment
 secrets       what the servers of one database share in secret
 requests      answers kept for request ids
 deadlines     how much time the call at hand has left for its statements

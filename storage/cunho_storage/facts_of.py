@@ -6,6 +6,7 @@ Nothing is locked here: what must stay as it is has been locked by an earlier st
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from cunho_rules.limits import QUOTA_LIMIT_MAX
 from cunho_rules.model import Account, Image, Instance, InstanceType, JudgedImage, Place, Recipient, Region
 from cunho_storage import accounts, images, instances, regions, shares
 from cunho_storage.database import Connection
@@ -112,3 +113,19 @@ async def shares_of(
     row = await _row(connection, _SHARES, image_id=image_id, account_id=account_id, after=after, limit=limit)
     image, found = row
     return _made(Image._make, image), [Share._make(each) for each in found]
+
+
+async def place_of_name(connection: Connection, image: Image, name: str) -> Place:
+    """Where the image would be under a new name; a name of "" is nobody's."""
+    if image.owner_account_id is None:
+        return await public_place(connection, image.region_id, name, except_id=image.image_id)
+    return await accounts.place(
+        connection, image.owner_account_id, image.region_id, name, except_id=image.image_id, lock=False
+    )
+
+
+async def public_place(connection: Connection, region_id: str, name: str, *, except_id: str = "") -> Place:
+    """Where a public image would go: no quota applies, but its name must be free. Source: PUB-1, SEL-4."""
+    other = await images.public_by_name(connection, region_id, name)
+    taken = other is not None and other.image_id != except_id
+    return Place(region_id, True, 0, QUOTA_LIMIT_MAX, 0, name, taken)

@@ -18,7 +18,7 @@ from tests.world import Postgres, World
 from cunho import v1 as pb
 from cunho_server import app
 from cunho_server.call import UNKNOWN, Call
-from cunho_server.tracing import Tracing, TracingError, tracing
+from cunho_server.tracing import Tracing, TracingError, make_tracing
 
 PATH = BY_NAME["GetImage"].path
 ABSENT = pb.GetImageRequest(image_id="img-00000000").SerializeToString()
@@ -130,7 +130,7 @@ def test_spans_are_sent_where_the_variables_of_opentelemetry_say(monkeypatch: py
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
         if name:
             monkeypatch.setenv("OTEL_SERVICE_NAME", name)
-        made = tracing()
+        made = make_tracing()
         with made.span(Call(UNKNOWN, "ipv4:127.0.0.1:1", ())):
             pass
         made.close()
@@ -141,4 +141,4 @@ def test_spans_are_sent_where_the_variables_of_opentelemetry_say(monkeypatch: py
 def test_without_the_extra_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(TracingError, match=r"pip install 'cunho-server\[tracing\]'"):
-        tracing()
+        make_tracing()
