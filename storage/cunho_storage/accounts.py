@@ -202,12 +202,15 @@ async def enter(connection: Connection, account_id: str, region_ids: Iterable[st
 
 
 async def leave(connection: Connection, account_id: str, region_ids: Sequence[str]) -> None:
-    """Ends that the account is active in the regions."""
+    """Takes the account out of the regions."""
     await connection.run(_LEAVE, account_id=account_id, region_ids=region_ids)
 
 
 async def in_use(connection: Connection, account_id: str, region_ids: Sequence[str]) -> list[str]:
-    """Those of the regions that the account cannot leave: it has shares, or ever had more, there. Locks them first."""
+    """Those of the regions that the account cannot leave: it has shares there, or ever had images or instances.
+
+    Locks them first.
+    """
     await connection.rows(_LOCK_REGIONS, account_id=account_id, region_ids=region_ids)
     return [row[0] for row in await connection.rows(_IN_USE, account_id=account_id, region_ids=region_ids)]
 

@@ -10,7 +10,7 @@ import logging
 import select
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -109,10 +109,14 @@ def _unavailable(error: Exception) -> Refusal:
     return Refusal(Reason.DATABASE_UNAVAILABLE)
 
 
+#: A connection of the driver's, for those that run SQL text.
+DriverConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
 class Connection:
     """A connection to PostgreSQL; statements are prepared on first use."""
 
-    def __init__(self, raw: "asyncpg.Connection[asyncpg.Record]") -> None:
+    def __init__(self, raw: DriverConnection) -> None:
         self._raw = raw
         self._news = select.poll()
         transport: asyncio.Transport = raw._transport  # type: ignore[attr-defined]
@@ -190,7 +194,7 @@ class Connection:
             raise
 
 
-async def reach(dsn: str, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+async def reach(dsn: str, **options: Any) -> DriverConnection:
     """The driver's connection to the first host of the URL that lets us in and is what the URL asks for.
 
     One after the other, because the driver gives a host that hangs all the time there is. Raises what the last one did.

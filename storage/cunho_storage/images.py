@@ -75,7 +75,7 @@ def _select(shared_with_caller: ColumnBase, columns: Sequence[Field] = IMAGE_COL
 
 # --- one image, or some
 
-#: One image, as an account is concerned.
+#: One image, and whether it is shared with an account.
 ONE = _select(_SHARED_WITH).where(ImageRow.image_id == arg("image_id"))
 _GET = Statement(ONE)
 #: The same, as far as the rules look at it: a JudgedImage.
@@ -108,7 +108,10 @@ _COPIES = Statement(
 
 
 async def get(connection: Connection, image_id: str, account_id: str) -> Image | None:
-    """The image, as the account is concerned, or None if it never was or is deleted. Whether to show it, rules say."""
+    """The image, and whether it is shared with the account; None if it never was or is deleted.
+
+    Whether the account may see it, the rules say.
+    """
     row = await connection.row(_GET, image_id=image_id, account_id=account_id)
     return Image._make(row) if row else None
 
@@ -318,19 +321,19 @@ async def delete(connection: Connection, image_id: str) -> datetime:
     return cast(datetime, delete_time)
 
 
-async def finish(connection: Connection, image_id: str) -> bool:
-    """Makes an image that is being made AVAILABLE; False if it is not being made any more."""
-    return await connection.run(_FINISH, image_id=image_id) == 1
+async def finish(connection: Connection, image_id: str) -> None:
+    """Makes an image AVAILABLE that is being made."""
+    await connection.run(_FINISH, image_id=image_id)
 
 
-async def fail(connection: Connection, image_id: str, reason: str, message: str) -> bool:
-    """Makes an image that is being made FAILED; False if it is not being made any more."""
-    return await connection.run(_FAIL, image_id=image_id, failure_reason=reason, failure_message=message) == 1
+async def fail(connection: Connection, image_id: str, reason: str, message: str) -> None:
+    """Makes an image FAILED that is being made."""
+    await connection.run(_FAIL, image_id=image_id, failure_reason=reason, failure_message=message)
 
 
-async def abandon(connection: Connection, image_id: str) -> bool:
-    """Makes an image that is being made DELETED, as if it never was; False if it is not being made any more."""
-    return await connection.run(_ABANDON, image_id=image_id) == 1
+async def abandon(connection: Connection, image_id: str) -> None:
+    """Makes an image DELETED that is being made, as if it never was."""
+    await connection.run(_ABANDON, image_id=image_id)
 
 
 # --- pages

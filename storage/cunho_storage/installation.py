@@ -5,18 +5,16 @@ Everything is compared and nothing mended; each finding says what mends it.
 
 from collections.abc import Container, Iterator
 from contextlib import suppress
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import asyncpg
 
 from cunho_storage import migrations
-from cunho_storage.database import GUARDS, reach
+from cunho_storage.database import GUARDS, DriverConnection, reach
 from cunho_storage.embedded import MAY_LOSE_DATA
 from cunho_storage.migrations import APP_ROLE, Applied
 from cunho_storage.soundness import CONTRADICTIONS
 from cunho_storage.tables import TABLES
-
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 _OLDEST_VERSION = 15
 #: What a setting that is off loses.
@@ -50,7 +48,7 @@ async def examine(dsn: str, *, connections: int) -> list[Finding]:
     Args:
         connections: how many servers may open.
     """
-    connection: Connection = await reach(dsn)
+    connection = await reach(dsn)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             found = [*await unfit(connection), *await _crowded(connection, connections)]
@@ -73,7 +71,7 @@ async def examine(dsn: str, *, connections: int) -> list[Finding]:
 
 async def refuse_unfit(dsn: str) -> None:
     """Returns if the PostgreSQL keeps what it is given. Raises UnfitError."""
-    connection: Connection = await reach(dsn)
+    connection = await reach(dsn)
     try:
         problems = [finding for finding in await unfit(connection) if finding.is_problem]
     finally:
@@ -82,7 +80,7 @@ async def refuse_unfit(dsn: str) -> None:
         raise UnfitError("\n".join(map(str, problems)))
 
 
-async def unfit(connection: Connection) -> list[Finding]:
+async def unfit(connection: DriverConnection) -> list[Finding]:
     """Why nothing should be stored there, as this connection's user finds it."""
     found = [*await _losing(connection)]
     version = connection.get_server_version()
@@ -99,7 +97,7 @@ async def unfit(connection: Connection) -> list[Finding]:
     return found
 
 
-async def _losing(connection: Connection) -> list[Finding]:
+async def _losing(connection: DriverConnection) -> list[Finding]:
     if await connection.fetchval("SELECT current_setting($1, true)", MAY_LOSE_DATA) == "on":
         return [Finding("this PostgreSQL is for tests and may lose everything", "keep nothing in it", False)]
     return [
@@ -109,7 +107,7 @@ async def _losing(connection: Connection) -> list[Finding]:
     ]
 
 
-async def _crowded(connection: Connection, wanted: int) -> list[Finding]:
+async def _crowded(connection: DriverConnection, wanted: int) -> list[Finding]:
     """What is wrong if ordinary users may not open that many connections."""
     allowed = await connection.fetchval(
         """
@@ -192,7 +190,7 @@ def _outdated(applied: dict[int, Applied]) -> Iterator[Finding]:
         yield Finding(f"{each.name} was applied by a newer server", remedy, False)
 
 
-async def _contradictions(connection: Connection) -> list[Finding]:
+async def _contradictions(connection: DriverConnection) -> list[Finding]:
     remedy = (
         "it was changed by hand, or there is a bug; with no server running, restore a backup or mend the rows as the "
         "owner of the tables"
@@ -203,7 +201,7 @@ async def _contradictions(connection: Connection) -> list[Finding]:
     return []
 
 
-async def _drift(connection: Connection, actual: "dict[Part, str]", applied: Container[int]) -> list[Finding]:
+async def _drift(connection: DriverConnection, actual: "dict[Part, str]", applied: Container[int]) -> list[Finding]:
     try:
         return [*drifted(actual, await declared_parts(connection, applied))]
     except (asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError) as error:
@@ -211,13 +209,13 @@ async def _drift(connection: Connection, actual: "dict[Part, str]", applied: Con
         return [Finding(f"the schema could not be compared ({error})", remedy, False)]
 
 
-async def parts(connection: Connection) -> dict[Part, str]:
+async def parts(connection: DriverConnection) -> dict[Part, str]:
     """What the schema `public` is made of, with the definitions of its parts as PostgreSQL writes them."""
     await connection.execute("SET LOCAL search_path = public")
     return await _parts(connection, "'public'::regnamespace")
 
 
-async def declared_parts(connection: Connection, versions: Container[int]) -> dict[Part, str]:
+async def declared_parts(connection: DriverConnection, versions: Container[int]) -> dict[Part, str]:
     """The same as those migrations make it: made anew, as temporary tables, in a transaction that is rolled back."""
     transaction = connection.transaction()
     await transaction.start()
@@ -231,7 +229,7 @@ async def declared_parts(connection: Connection, versions: Container[int]) -> di
         await transaction.rollback()
 
 
-async def _parts(connection: Connection, schema: str) -> dict[Part, str]:
+async def _parts(connection: DriverConnection, schema: str) -> dict[Part, str]:
     rows = await connection.fetch(_PARTS.format(schema=schema))
     return {Part(row["kind"], row["name"], row["table"]): _unqualified(row["definition"]) for row in rows}
 
@@ -258,7 +256,7 @@ def drifted(actual: dict[Part, str], declared: dict[Part, str]) -> Iterator[Find
 # --- who may what
 
 
-async def rights(connection: Connection) -> list[Finding]:
+async def rights(connection: DriverConnection) -> list[Finding]:
     """What the server's role may do beyond what the migrations grant, and what it may not of that."""
     role = await connection.fetchrow("SELECT oid, rolsuper FROM pg_roles WHERE rolname = $1", APP_ROLE)
     if role is None:

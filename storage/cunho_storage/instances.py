@@ -48,7 +48,7 @@ MOVED = Basis(_ID, "NO KEY UPDATE")
 
 
 async def get(connection: Connection, instance_id: str) -> Instance | None:
-    """The instance, or None if it never was or is deleted. Whether to show it, rules say."""
+    """The instance, or None if it never was or is deleted. Whether a caller may see it, the rules say."""
     row = await connection.row(_GET, instance_id=instance_id)
     return Instance._make(row) if row else None
 
@@ -203,30 +203,28 @@ def moving(instance: Instance, through: str, operation_id: str) -> Write:
     return Write(_MOVING, arguments)
 
 
-async def update(connection: Connection, instance: Instance) -> bool:
-    """Stores name, description and labels, as a new version; False if the instance is gone."""
-    return (
-        await connection.run(
-            _UPDATE,
-            instance_id=instance.instance_id,
-            name=instance.name,
-            description=instance.description,
-            labels=instance.labels,
-        )
-        == 1
+async def update(connection: Connection, instance: Instance) -> None:
+    """Stores name, description and labels, as a new version."""
+    await connection.run(
+        _UPDATE,
+        instance_id=instance.instance_id,
+        name=instance.name,
+        description=instance.description,
+        labels=instance.labels,
     )
 
 
-async def end(connection: Connection, instance_ids: Sequence[str], state: str, operation_id: str) -> int:
-    """Moves the instances of an operation to where it leaves them; how many were still the operation's."""
+async def end(connection: Connection, instance_ids: Sequence[str], state: str, operation_id: str) -> None:
+    """Moves the instances that are still the operation's to where it leaves them."""
     if state == InstanceState.DELETED:
-        return await connection.run(_DELETE, instance_ids=instance_ids, operation_id=operation_id)
-    return await connection.run(_END, instance_ids=instance_ids, operation_id=operation_id, state=state)
+        await connection.run(_DELETE, instance_ids=instance_ids, operation_id=operation_id)
+    else:
+        await connection.run(_END, instance_ids=instance_ids, operation_id=operation_id, state=state)
 
 
-async def fail(connection: Connection, instance_ids: Sequence[str], failure: str, operation_id: str) -> int:
-    """Leaves the instances of an operation FAILED, and says why; how many were still the operation's."""
-    return await connection.run(_FAIL, instance_ids=instance_ids, operation_id=operation_id, failure=failure)
+async def fail(connection: Connection, instance_ids: Sequence[str], failure: str, operation_id: str) -> None:
+    """Leaves the instances that are still the operation's FAILED, and says why."""
+    await connection.run(_FAIL, instance_ids=instance_ids, operation_id=operation_id, failure=failure)
 
 
 async def reinstall(connection: Connection, instance_id: str, image: Mapping[str, Any]) -> None:

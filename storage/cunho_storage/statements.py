@@ -35,9 +35,9 @@ def arg(name: str, type: str = "") -> Any:
     return Cast(value, type) if type else value
 
 
-def any_of(name: str, type: str = "text[]") -> Any:
-    """The place of a list of values, to be compared with `== any_of("image_ids")`."""
-    return fn.ANY(arg(name, type))
+def any_of(name: str) -> Any:
+    """The place of a list of texts, to be compared with `== any_of("image_ids")`."""
+    return fn.ANY(arg(name, "text[]"))
 
 
 def literal(value: str) -> Any:

@@ -10,13 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import resources
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import asyncpg
 
-from cunho_storage.database import reach
-
-_Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+from cunho_storage.database import DriverConnection, reach
 
 #: The role that statements run as: it owns no table, so it can neither change the schema nor delete an image's row.
 APP_ROLE = "cunho_app"
@@ -103,7 +101,7 @@ async def pending(dsn: str) -> list[str]:
         await connection.close()
 
 
-async def applied(connection: _Connection) -> dict[int, Applied]:
+async def applied(connection: DriverConnection) -> dict[int, Applied]:
     """Every migration that was applied, by its version."""
     if await connection.fetchval("SELECT to_regclass('schema_migration')") is None:
         return {}
@@ -130,7 +128,7 @@ def problems(applied: Mapping[int, Applied]) -> Iterator[str]:
             yield f"{name} was applied to this database with another content: restore the file"
 
 
-async def _apply_missing(connection: _Connection) -> list[str]:
+async def _apply_missing(connection: DriverConnection) -> list[str]:
     async with connection.transaction():
         await connection.execute(f"{BOOK} SET LOCAL lock_timeout = '{_WAIT_SECONDS}s'")
         missing = _missing(await _book(connection))
@@ -146,12 +144,12 @@ def _missing(applied: Mapping[int, Applied]) -> list[tuple[int, str, str]]:
     return [file for file in files() if file[0] not in applied]
 
 
-async def _book(connection: _Connection) -> dict[int, Applied]:
+async def _book(connection: DriverConnection) -> dict[int, Applied]:
     rows = await connection.fetch("SELECT version, name, digest FROM schema_migration")
     return {version: Applied(name, digest) for version, name, digest in rows}
 
 
-async def _apply(connection: _Connection, version: int, name: str, text: str) -> None:
+async def _apply(connection: DriverConnection, version: int, name: str, text: str) -> None:
     try:
         await connection.execute(text)
     except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
@@ -168,7 +166,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-async def _make_role(connection: _Connection) -> None:
+async def _make_role(connection: DriverConnection) -> None:
     if await connection.fetchval("SELECT pg_has_role(oid, 'MEMBER') FROM pg_roles WHERE rolname = $1", APP_ROLE):
         return
     try:
