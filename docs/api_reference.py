@@ -7,12 +7,13 @@ pages of all calls and of types have an introduction of their own.
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+from docs.markdown import table
 from google.api import field_behavior_pb2
 from google.api.field_behavior_pb2 import FieldBehavior
 from google.longrunning import operations_pb2
@@ -155,7 +156,7 @@ def _calls_page(services: list[str]) -> str:
             text, who, _ = _comment(f"{service}.{method.name}")
             brief = text.partition("\n\n")[0]
             rows.append((f"[{method.name}]({_page(service)}#{method.name.lower()})", _line(brief), _line(who)))
-        parts.append(f"## {_title(service)}\n\n{_table(('Call', 'What it does', 'Who'), rows)}")
+        parts.append(f"## {_title(service)}\n\n{table(('Call', 'What it does', 'Who'), rows)}")
     return "\n".join(parts)
 
 
@@ -229,10 +230,10 @@ def _type(name: str, heading: str) -> str:
         parts.append(_with_links(_comments()[name]) + "\n")
     if isinstance(each, EnumDescriptorProto):
         values = [(f"`{value.name}`", _line(_comments()[f"{name}.{value.name}"])) for value in each.value]
-        return "\n".join([*parts, _table(("Value", "Meaning"), values)])
+        return "\n".join([*parts, table(("Value", "Meaning"), values)])
     fields = [field for field in each.field if f"{name}.{field.name}" in _comments()]
     rows = [(f"`{field.name}`", _typed(field), _meaning(name, field)) for field in fields]
-    parts.append(_table(("Field", "Type", "Meaning"), rows) if rows else "No fields.\n")
+    parts.append(table(("Field", "Type", "Meaning"), rows) if rows else "No fields.\n")
     if not _is_shared(name):
         nested = [part.name for part in (*each.nested_type, *each.enum_type) if not part.name.endswith("Entry")]
         parts += [_type(f"{name}.{part}", heading) for part in nested]
@@ -288,8 +289,3 @@ def _with_links(text: str) -> str:
 
 def _reason(word: re.Match[str]) -> str:
     return f"[{word[0]}](../errors.md#{word[0].lower()})" if word[0] in set(Reason) else word[0]
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Collection, Mapping
 
+from docs.markdown import table
+
 from cunho_rules import filters, orders
 from cunho_rules.filters import Field
 
@@ -44,15 +46,12 @@ def _language() -> str:
 
 
 def _list(name: str, call: str, fields: Mapping[str, Field], order: Collection[str]) -> str:
-    table = "\n".join(
-        ["| Field | Values | Operators | Meaning |", "| --- | --- | --- | --- |"]
-        + [
-            f"| {_path(path, field)} | {_values(field)} | `{' '.join(field.operators)}` | {field.meaning} |"
-            for path, field in fields.items()
-        ]
-    )
+    rows = [
+        (_path(path, field), _values(field), f"`{' '.join(field.operators)}`", field.meaning)
+        for path, field in fields.items()
+    ]
     ordered = f"\nOrders by: {', '.join(f'`{each}`' for each in order)}.\n" if order else ""
-    return f"## {name}\n\nOf {call}.\n\n{table}\n{ordered}"
+    return f"## {name}\n\nOf {call}.\n\n{table(('Field', 'Values', 'Operators', 'Meaning'), rows)}{ordered}"
 
 
 def _path(path: str, field: Field) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FunctionType
 
 from docs import api_reference, filter_reference, settings_reference
+from docs.markdown import table
 
 from cunho_rules import actions
 from cunho_rules.checks import Check, Stage
@@ -134,14 +135,14 @@ def _call(name: str) -> str:
                 for check in action.checks
             ]
             parts += [f"Of {QUOTAS[action]}:\n"] if action in QUOTAS else []
-            parts.append(_table(("Stage", "Rule", "Demand", "Refusal"), rows))
+            parts.append(table(("Stage", "Rule", "Demand", "Refusal"), rows))
     return "\n".join(parts)
 
 
 def errors_page() -> str:
     """The text of docs/errors.md."""
     by_code = [(code, _listed(r for r, entry in REFUSALS.items() if entry.code is code)) for code in Code]
-    parts = [ERRORS_INTRODUCTION, _table(("Code", "Reasons"), by_code)]
+    parts = [ERRORS_INTRODUCTION, table(("Code", "Reasons"), by_code)]
     for reason, entry in REFUSALS.items():
         rules = ", ".join(_rule(id) for id in _rules(reason))
         keys = ", ".join(f"`{key}`" for key in sorted(entry.keys)) or "none"
@@ -167,11 +168,6 @@ def _listed(found: Iterable[Reason]) -> str:
 def _marked(text: str) -> str:
     """The text with {keys} marked as code."""
     return re.sub(r"\{(\w+)(:[^}]*)?\}", r"`{\1}`", text)
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def pages() -> dict[str, str]:
