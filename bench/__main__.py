@@ -74,7 +74,7 @@ def _all(calls: Sequence[Call], arguments: argparse.Namespace) -> Iterator[Table
                 {each.call.name: _at_once(bench, each, arguments) for each in compared},
             )
             yield report.loads(
-                "Half as many, at times of chance",
+                "Half as many, at random moments",
                 {each.call.name: [_at_half(bench, each, arguments)] for each in compared}
                 | {f"bare echo of {compared[0].call.name}": [_echo_at_half(bench, compared[0], arguments)]},
             )

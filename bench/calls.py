@@ -53,7 +53,7 @@ class Scene:
         self.zone_ids: dict[str, str] = {}
 
     async def load(self) -> None:
-        """Reads who there is, in an order of chance."""
+        """Reads who there is, in random order."""
         connection = await asyncpg.connect(self.dsn)
         try:
             zones = await connection.fetch("SELECT region_id, min(zone_id) FROM zone GROUP BY 1")

@@ -20,13 +20,13 @@ from cunho_storage.database import connect
 from cunho_storage.statements import Statement
 from cunho_storage.tables import AccountRegionRow, AccountRow, ImageRow, ImageShareRow, JsonField, TimeField
 
-IMAGES_OF_ACCOUNT = 100
+_IMAGES_OF_ACCOUNT = 100
 _RECEIVED = 20
 _REGIONS = 16
 _BATCH = 500
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
-#: Accounts that nothing is shared with until the bench does it; images have few enough shares that all may receive them.
+#: Accounts that nothing is shared with until the bench does; images have few enough shares that all may receive them.
 RECIPIENT_IDS = [f"recipient-{number:02}" for number in range(25)]
 
 _DEFAULTS: Mapping[type[Field], str] = {
@@ -63,7 +63,7 @@ def _image_id(number: str) -> str:
 
 
 def _region_id(number: str) -> str:
-    return f"(SELECT ids[({number}) % {IMAGES_OF_ACCOUNT} % {_REGIONS} + 1] FROM region_ids)"
+    return f"(SELECT ids[({number}) % {_IMAGES_OF_ACCOUNT} % {_REGIONS} + 1] FROM region_ids)"
 
 
 async def seed(dsn: str, image_count: int, accounts: int) -> None:
@@ -72,8 +72,8 @@ async def seed(dsn: str, image_count: int, accounts: int) -> None:
     Args:
         image_count: how many the accounts have together, a multiple of 100, of two of them at least.
     """
-    assert image_count % IMAGES_OF_ACCOUNT == 0 < image_count // (2 * IMAGES_OF_ACCOUNT)
-    assert image_count <= accounts * IMAGES_OF_ACCOUNT
+    assert image_count % _IMAGES_OF_ACCOUNT == 0 < image_count // (2 * _IMAGES_OF_ACCOUNT)
+    assert image_count <= accounts * _IMAGES_OF_ACCOUNT
     connection = await asyncpg.connect(dsn)
     try:
         # Foreign keys are not checked while this is inserted, which would take most of the time.
@@ -85,7 +85,7 @@ async def seed(dsn: str, image_count: int, accounts: int) -> None:
         for statement in (*inserted, _older_builds()):
             await connection.execute(statement)
         await connection.execute("ANALYZE")  # or else every batch would read the whole table
-        await complete(dsn)
+        await _complete(dsn)
         await connection.execute("VACUUM (FULL) image")
         await connection.execute("VACUUM (ANALYZE)")
         await connection.execute("CHECKPOINT")
@@ -93,7 +93,7 @@ async def seed(dsn: str, image_count: int, accounts: int) -> None:
         await connection.close()
 
 
-async def complete(dsn: str) -> None:
+async def _complete(dsn: str) -> None:
     """Fills what the server computes from a row and keeps beside it: the messages of images."""
     connection = await connect(dsn)
     try:
@@ -107,8 +107,8 @@ async def complete(dsn: str) -> None:
 
 
 def _accounts(image_count: int, accounts: int) -> list[str]:
-    owners, in_each = image_count // IMAGES_OF_ACCOUNT, IMAGES_OF_ACCOUNT // _REGIONS
-    used = f"CASE WHEN n <= {owners} THEN {in_each} + (i <= {IMAGES_OF_ACCOUNT % _REGIONS})::int ELSE 0 END"
+    owners, in_each = image_count // _IMAGES_OF_ACCOUNT, _IMAGES_OF_ACCOUNT // _REGIONS
+    used = f"CASE WHEN n <= {owners} THEN {in_each} + (i <= {_IMAGES_OF_ACCOUNT % _REGIONS})::int ELSE 0 END"
     ids = f"(SELECT {_account_id('n - 1')} AS id, n FROM generate_series(1, {accounts}) n"
     ids += f" UNION ALL SELECT id, {accounts} + 1 FROM unnest(ARRAY{RECIPIENT_IDS}) id) account"
     place = {"account_id": "id", "region_id": "region_id", "images_used": used, "images_limit": "10"}
@@ -120,7 +120,7 @@ def _accounts(image_count: int, accounts: int) -> list[str]:
 
 def _shares(image_count: int, accounts: int) -> str:
     step = max(1, image_count // (accounts * _RECEIVED))
-    owner = _account_id(f"n / {IMAGES_OF_ACCOUNT}")
+    owner = _account_id(f"n / {_IMAGES_OF_ACCOUNT}")
     values = {
         "image_id": _image_id("n"),
         "recipient_account_id": _account_id("recipient"),
@@ -134,7 +134,7 @@ def _shares(image_count: int, accounts: int) -> str:
         values,
         f"generate_series(0, {accounts - 1}) recipient, generate_series(0, {_RECEIVED - 1}) i,"
         f" LATERAL (SELECT ((recipient * {_RECEIVED} + i) * {step} + {image_count // 2}) % {image_count} AS n) image"
-        f" WHERE n / {IMAGES_OF_ACCOUNT} <> recipient ORDER BY 1, 2",
+        f" WHERE n / {_IMAGES_OF_ACCOUNT} <> recipient ORDER BY 1, 2",
     )
 
 
@@ -145,7 +145,7 @@ def _images(image_count: int) -> str:
         "name": "(ARRAY['web', 'database', 'cache', 'build'])[n % 4 + 1] || '-' || n",
         "description": "'As installed by the platform team'",
         "region_id": _region_id("n"),
-        "owner_account_id": _account_id(f"n / {IMAGES_OF_ACCOUNT}"),
+        "owner_account_id": _account_id(f"n / {_IMAGES_OF_ACCOUNT}"),
         "origin": "'INSTANCE'",
         "state": "'AVAILABLE'",
         "os_family": "'LINUX'",

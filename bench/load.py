@@ -58,7 +58,7 @@ class Load(NamedTuple):
     once: bool = False
     #: What comes before the request id, which is made for each call; b"" for calls that have none.
     request_id_tag: bytes = b""
-    #: Calls a second in total, by chance; None for as many as are answered.
+    #: Calls a second in total, at random moments; None for as many as are answered.
     rate: float | None = None
     #: Calls under way on each connection.
     streams: int = 1

@@ -78,7 +78,7 @@ class Sample:
         return median(self.load_shares)
 
     def latency_ms(self, quantile: float) -> float:
-        """How long an answer took; so many answers, of 1, took no longer."""
+        """The quantile of how long answers took: 0.99 for what 99 of 100 did not exceed."""
         ordered = sorted(self.latencies)
         return 1000 * ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
 
@@ -98,7 +98,7 @@ class Compared(NamedTuple):
 
     @property
     def limit_us(self) -> float:
-        """What nobody could answer the call below of: the bare gRPC and the bare statements."""
+        """The least that the call could cost: the bare gRPC and the bare statements."""
         return self.echo.cost.server + self.statement.total
 
     @property
@@ -195,7 +195,7 @@ class Bench:
         answer = self._scene.answer(call.path, account, request, call.answer)
         lanes = [Lane(account.token, [request.SerializeToString()])] * connections
         with child("echo", self._installation.cores.server) as echo:
-            port = echo.ask([Echo(call.path, call.request, answer)])
+            port = echo.ask(Echo(call.path, call.request, answer))
             yield echo, Load(port, call.path, lanes, seconds, _WARM_UP_SECONDS, request_id_tag=call.request_id_tag)
 
 

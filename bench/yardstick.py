@@ -23,7 +23,7 @@ _NOTHING = "(SELECT) AS nothing"
 GET = f"SELECT {_SEEN} FROM image JOIN region USING (region_id) WHERE image_id = $2 AND state <> 'DELETED'"
 
 
-def page(condition: str = "true") -> str:
+def page(condition: str) -> str:
     """A page of a region, the newest first: of what is public, one's own and received, each the first rows, merged.
 
     $2: the region; those of the condition come after it.
