@@ -43,9 +43,8 @@ class AccountService(Servicer, account_service_pb2_grpc.AccountServiceServicer):
         page = self.page(caller, request, tie_breaker="account_id")
         actions.LIST_ACCOUNTS.enforce(Facts(action="ListAccounts", caller=caller))
         async with self.reading() as connection:
-            after = page.place[0] if page.place else ""
-            found = await accounts.list_(connection, after=after, limit=page.size + 1)
-        shown, token = page.filled(self.service, caller, request, found, messages.account)
+            found = await accounts.list_(connection, after=page.after, limit=page.size + 1)
+        shown, token = page.filled(found, messages.account)
         return pb.ListAccountsResponse(accounts=shown, next_page_token=token)
 
     async def UpdateAccount(self, request: pb.UpdateAccountRequest, context: Any) -> pb.Account:

@@ -62,7 +62,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
                 instance_type=usable_with,
             )
         actions.LIST_IMAGES.enforce(facts, partial=True)
-        entries, token = page.cut(self.service, caller, request, found)
+        entries, token = page.cut(found)
         return shown.list_response(entries, token)
 
     async def ResolveImage(self, request: pb.ResolveImageRequest, context: Any) -> pb.Image:
@@ -271,14 +271,13 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
     async def ListImageShares(self, request: pb.ListImageSharesRequest, context: Any) -> pb.ListImageSharesResponse:
         caller = context.caller
         page = self.page(caller, request, tie_breaker="account_id")
-        after = page.place[0] if page.place else ""
         async with self.reading() as connection:
             image, found = await facts_of.shares_of(
-                connection, request.image_id, caller.account_id, after=after, limit=page.size + 1
+                connection, request.image_id, caller.account_id, after=page.after, limit=page.size + 1
             )
         facts = Facts(action="ListImageShares", caller=caller, image_id=request.image_id, image=image)
         actions.LIST_IMAGE_SHARES.enforce(facts)
-        answered, token = page.filled(self.service, caller, request, found, partial(_share, request.image_id))
+        answered, token = page.filled(found, partial(_share, request.image_id))
         return pb.ListImageSharesResponse(shares=answered, next_page_token=token)
 
     async def LeaveImageShare(self, request: pb.LeaveImageShareRequest, context: Any) -> pb.LeaveImageShareResponse:

@@ -76,7 +76,7 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
             region = await regions.get(connection, doubtful) if doubtful else None
         facts = Facts(action="ListInstances", caller=caller, region_id=doubtful, region=region)
         actions.LIST_INSTANCES.enforce(facts, partial=True)
-        shown, token = page.filled(self.service, caller, request, found, messages.instance)
+        shown, token = page.filled(found, messages.instance)
         return pb.ListInstancesResponse(instances=shown, next_page_token=token)
 
     async def UpdateInstance(self, request: pb.UpdateInstanceRequest, context: Any) -> pb.Instance:
@@ -141,9 +141,8 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
         caller = context.caller
         page = self.page(caller, request, tie_breaker="instance_type")
         async with self.reading() as connection:
-            after = page.place[0] if page.place else ""
-            found = await regions.list_types(connection, after=after, limit=page.size + 1)
-        shown, token = page.filled(self.service, caller, request, found, messages.instance_type)
+            found = await regions.list_types(connection, after=page.after, limit=page.size + 1)
+        shown, token = page.filled(found, messages.instance_type)
         return pb.ListInstanceTypesResponse(instance_types=shown, next_page_token=token)
 
     async def CheckInstanceActions(

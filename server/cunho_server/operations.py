@@ -46,7 +46,7 @@ class Operations(Servicer, operations_pb2_grpc.OperationsServicer):  # type: ign
                 place=page.place,
                 limit=page.size + 1,
             )
-        shown, token = page.filled(self.service, caller, request, found, messages.operation)
+        shown, token = page.filled(found, messages.operation)
         return operations_pb2.ListOperationsResponse(operations=shown, next_page_token=token)
 
     async def WaitOperation(

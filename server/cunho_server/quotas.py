@@ -42,9 +42,8 @@ class QuotaService(Servicer, quota_service_pb2_grpc.QuotaServiceServicer):
             actions.LIST_QUOTAS.enforce(
                 Facts(action="ListQuotas", caller=caller, account_id=account_id, account=account)
             )
-            after = page.place[0] if page.place else ""
-            found = await accounts.list_quotas(connection, account_id, after=after, limit=page.size + 1)
-        shown, token = page.filled(self.service, caller, request, found, partial(_image_quota, account_id))
+            found = await accounts.list_quotas(connection, account_id, after=page.after, limit=page.size + 1)
+        shown, token = page.filled(found, partial(_image_quota, account_id))
         return pb.ListQuotasResponse(quotas=shown, next_page_token=token)
 
     async def SetQuotaLimit(self, request: pb.SetQuotaLimitRequest, context: Any) -> pb.Quota:

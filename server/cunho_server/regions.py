@@ -16,7 +16,6 @@ class RegionService(Servicer, region_service_pb2_grpc.RegionServiceServicer):
         caller = context.caller
         page = self.page(caller, request, tie_breaker="region_id")
         async with self.reading() as connection:
-            after = page.place[0] if page.place else ""
-            found = await regions.list_(connection, after=after, limit=page.size + 1)
-        shown, token = page.filled(self.service, caller, request, found, messages.region)
+            found = await regions.list_(connection, after=page.after, limit=page.size + 1)
+        shown, token = page.filled(found, messages.region)
         return pb.ListRegionsResponse(regions=shown, next_page_token=token)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from google.longrunning import operations_pb2
@@ -149,10 +150,15 @@ class Page:
     keys: Sequence[orders.Key]
     place: list[Any] | None
     size: int
+    #: Makes the token of the page that comes after a place.
+    token: Callable[[Sequence[Any]], str]
 
-    def filled(
-        self, service: Service, caller: Caller, request: Any, rows: Sequence[Row], make: Callable[[Row], Answer]
-    ) -> tuple[list[Answer], str]:
+    @property
+    def after(self) -> str:
+        """What the page comes after, of a list in the order of one text; "" for the first page."""
+        return self.place[0] if self.place else ""
+
+    def filled(self, rows: Sequence[Row], make: Callable[[Row], Answer]) -> tuple[list[Answer], str]:
         """The messages of the page, and the token of the next one, "" if there is none.
 
         Args:
@@ -162,17 +168,14 @@ class Page:
         made = [make(row) for row in rows[: self.size]]
         number = _fitting(message.ByteSize() for message in made)
         last = rows[number - 1] if number < len(rows) else None
-        place = [getattr(last, key.field) for key in self.keys] if last else None
-        return made[:number], self._token(service, caller, request, place)
+        token = self.token([getattr(last, key.field) for key in self.keys]) if last else ""
+        return made[:number], token
 
-    def cut(self, service: Service, caller: Caller, request: Any, entries: Sequence[Entry]) -> tuple[list[bytes], str]:
+    def cut(self, entries: Sequence[Entry]) -> tuple[list[bytes], str]:
         """As `filled`, of images that are serialized already."""
         number = _fitting(len(entry.message) for entry in entries[: self.size])
-        place = entries[number - 1].place if number < len(entries) else None
-        return [entry.message for entry in entries[:number]], self._token(service, caller, request, place)
-
-    def _token(self, service: Service, caller: Caller, request: Any, place: Sequence[Any] | None) -> str:
-        return service.page_tokens.make(caller, request, place) if place is not None else ""
+        token = self.token(entries[number - 1].place) if number < len(entries) else ""
+        return [entry.message for entry in entries[:number]], token
 
 
 def _fitting(sizes_bytes: Iterable[int]) -> int:
@@ -273,7 +276,8 @@ class Servicer:
                 datetime.fromisoformat(value) if key.field.endswith("_time") else value
                 for key, value in zip(keys, place, strict=True)
             ]
-        return Page(expression, keys, place, min(request.page_size or PAGE_SIZE_DEFAULT, size_max))
+        token = partial(self.service.page_tokens.make, caller, request)
+        return Page(expression, keys, place, min(request.page_size or PAGE_SIZE_DEFAULT, size_max), token)
 
 
 def one_region(region_id: str) -> str | None:
