@@ -97,7 +97,8 @@ def test_a_real_call_is_refused_with_the_reason_as_the_table_has_it(reason: Reas
     assert told.reason == reason
     assert told.code.name == entry.code
     assert told.metadata.keys() == entry.keys
-    refusal = Refusal(reason, **told.metadata)
+    metadata: dict[str, Any] = {**told.metadata}
+    refusal = Refusal(reason, **metadata)
     assert (told.message, told.remedy) == (str(refusal), refusal.remedy)
     assert told.rule in RULES
     assert told.retry_may_help == (entry.retry is Retry.CALL)

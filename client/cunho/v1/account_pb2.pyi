@@ -66,7 +66,9 @@ class Account(_message.Message):
     """Changes with every change of the account. Given in a mutation, it must match."""
     @_builtins.property
     def region_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Regions that it is active in, at most 100, sorted."""
+        """Regions that it is active in, at most 100, sorted. An account that leaves a region loses the limit that was set for
+        it there: if it comes back, it has the default.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
