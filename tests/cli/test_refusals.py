@@ -9,11 +9,16 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.any_pb2 import Any
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.status_pb2 import Status
 from tests.cli.conftest import Run
 from tests.world import Tenant, World
 
+from cunho import v1
 from cunho.cli import main
 from cunho.cli.exit_codes import EXIT_CODES, exit_code
+from cunho.cli.printing import as_json
 
 DOCS = Path(__file__).parents[2] / "docs/cli.md"
 
@@ -34,6 +39,19 @@ def test_with_json_a_refusal_is_json_on_the_error_output(run: Run) -> None:
     assert told["metadata"] == {"image_id": "img-00000000"}
     assert told["remedy"]
     assert (told["retry"], told["retry_may_help"], told["exit_code"]) == ("NOTHING", False, 3)
+
+
+@pytest.mark.parametrize("kind", ["cunho.v2.Hint", "cunho.v1.Advice"])
+def test_a_detail_that_a_newer_service_gives_is_kept_as_it_came_in_json(kind: str) -> None:
+    hint, advice = Any(type_url=f"type.googleapis.com/{kind}", value=b"\xff"), Any()
+    advice.Pack(v1.Advice(rule="CUS-5"))
+    steps = [v1.OperationMetadata.Step(name="copy", error=Status(message="full", details=[hint, advice]))]
+    told = as_json(v1.OperationMetadata(method="CopyImage", create_time=Timestamp(seconds=1), steps=steps))
+    unknown, known = told["steps"][0]["error"]["details"]
+    assert unknown == {"@type": hint.type_url, "value": "/w=="}
+    assert known["rule"] == "CUS-5"
+    assert (told["steps"][0]["name"], told["steps"][0]["error"]["message"]) == ("copy", "full")
+    assert (told["create_time"], told["created_by"]) == ("1970-01-01T00:00:01Z", "")
 
 
 def test_every_field_that_is_wrong_is_named(run: Run) -> None:

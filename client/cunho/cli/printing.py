@@ -6,6 +6,7 @@ Texts of others are shown as they are: what looks like markup is text, and what 
 import io
 import json
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,12 +14,14 @@ from decimal import Decimal
 from time import sleep
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from google.protobuf.any_pb2 import Any as PackedMessage
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError, Message
 
 from cunho import Refused
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
+    from google.protobuf.descriptor import FieldDescriptor
     from google.protobuf.timestamp_pb2 import Timestamp
     from google.type.money_pb2 import Money
     from rich.console import Console, RenderableType
@@ -237,9 +240,32 @@ def visible(text: str) -> str:
     )
 
 
-def as_json(message: "Message") -> dict[str, Any]:
-    """A message as JSON: every field, by the name that the API has for it; integers of 64 bits as text, exact."""
-    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+def as_json(message: Message) -> Any:
+    """A message as JSON: every field, by the name that the API has for it; integers of 64 bits as text, exact.
+
+    A packed message whose type is not known stays packed: its type and its bytes, in base64.
+    """
+    try:
+        return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    except (TypeError, DecodeError):  # of a newer service
+        if isinstance(message, PackedMessage):
+            return {"@type": message.type_url, "value": b64encode(message.value).decode()}
+        return _as_json_in_parts(message)
+
+
+def _as_json_in_parts(message: Message) -> Any:
+    """The same, with each message within by itself."""
+    parts = {field.name: part for field, part in message.ListFields() if _holds_messages(field)}
+    rest = type(message)()
+    rest.CopyFrom(message)
+    for name in parts:
+        rest.ClearField(name)
+    told = {name: as_json(part) if isinstance(part, Message) else [*map(as_json, part)] for name, part in parts.items()}
+    return {**as_json(rest), **told}
+
+
+def _holds_messages(field: "FieldDescriptor") -> bool:
+    return field.message_type is not None and not field.message_type.GetOptions().map_entry
 
 
 def size(size_bytes: int) -> str:
