@@ -13,12 +13,14 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 from tests.cli.conftest import Run
-from tests.world import Tenant, World
+from tests.end_to_end.steps import Held
+from tests.world import GUANGZHOU, Tenant, World
 
 from cunho import v1
 from cunho.cli import main
 from cunho.cli.exit_codes import EXIT_CODES, exit_code
 from cunho.cli.printing import as_json
+from cunho_rules.refusals import Reason, Refusal
 
 DOCS = Path(__file__).parents[2] / "docs/cli.md"
 
@@ -39,6 +41,28 @@ def test_with_json_a_refusal_is_json_on_the_error_output(run: Run) -> None:
     assert told["metadata"] == {"image_id": "img-00000000"}
     assert told["remedy"]
     assert (told["retry"], told["retry_may_help"], told["exit_code"]) == ("NOTHING", False, 3)
+
+
+def test_with_json_each_line_of_the_error_output_is_an_object(
+    world: World, tenant: Tenant, run: Run, driver: Held
+) -> None:
+    friend, image_id = world.tenant(GUANGZHOU), world.image(tenant).image_id
+    tenant.share_image(image_id=image_id, account_ids=[friend.account_id])
+    launch = ("instances", "create", image_id, "--zone", "ap-guangzhou-3", "--instance-type", "S5.MEDIUM4", "--json")
+    rehearsed = run(*launch, "--dry-run", caller=friend)
+    with driver.failing("launch", Refusal(Reason.IMAGE_FORMAT_MISMATCH, format="QCOW2", found="VMDK")):
+        failed = run(*launch, caller=friend, code=5)
+    told = [json.loads(line) for line in (rehearsed.err + failed.err).splitlines()]
+    assert [[*each] for each in told] == [["warning"], ["notice"], ["warning"], ["error"]]
+    assert told[0]["warning"] == rehearsed.json["metadata"]["warnings"][0]
+    assert told[1]["notice"] == "every check passed; nothing was done"
+
+
+@pytest.mark.parametrize("words", ["images lst", "regions --tls-ca /nowhere/ca.pem", "regions --timeout 0"])
+def test_with_json_a_mistake_in_the_words_is_told_as_a_refusal_is(run: Run, words: str) -> None:
+    told = json.loads(run(*words.split(), "--json", code=2).err)["error"]
+    assert told["message"]
+    assert (told["code"], told["retry_may_help"], told["exit_code"]) == ("INVALID_ARGUMENT", False, 2)
 
 
 @pytest.mark.parametrize("kind", ["cunho.v2.Hint", "cunho.v1.Advice"])
@@ -179,7 +203,7 @@ def test_a_token_file_that_is_emptied_meanwhile_is_told_in_a_sentence(
     token_file.write_text("")
     _, err = process.communicate(timeout=20)
     assert process.returncode == 2
-    assert err.decode() == f"{token_file} holds no token: write one into it\n"
+    assert json.loads(err)["error"]["message"] == f"{token_file} holds no token: write one into it"
 
 
 def test_a_service_acts_for_the_account_that_is_named(world: World, tenant: Tenant, run: Run) -> None:

@@ -1,5 +1,6 @@
 """What it is like at a terminal and in a pipe: colours, narrow windows, live views, Ctrl-C, `| head`, completion."""
 
+import json
 import os
 import pty
 import re
@@ -207,7 +208,8 @@ def test_an_output_that_takes_nothing_more_is_told_in_a_sentence(started: Starte
         process = started(*words.split(), stdout=full, stderr=subprocess.PIPE)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert err == b"[Errno 28] No space left on device\n"
+    told = json.loads(err)["error"]["message"] if "--json" in words else err.decode().rstrip()
+    assert told == "[Errno 28] No space left on device"
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])

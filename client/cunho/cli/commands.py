@@ -12,7 +12,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from cunho.cli.exit_codes import BROKEN_PIPE, FAILED, INTERRUPTED, MISUSED, exit_codes_in_lines
+from cunho.cli.exit_codes import BROKEN_PIPE, INTERRUPTED, exit_code, exit_codes_in_lines
 from cunho.cli.flags import QUIET
 from cunho.cli.session import Connection, Json, MisuseError, Session
 
@@ -74,11 +74,9 @@ def run(words: Sequence[str]) -> int:
         return code or 0
     except CycloptsError as error:
         chain = " ".join(["cunho", *(error.command_chain or ())])
-        print(f"{error}\nSee: {chain} --help", file=sys.stderr)
-        return MISUSED
+        return _tell(f"{error}\nSee: {chain} --help", "INVALID_ARGUMENT", words)
     except MisuseError as error:
-        print(error, file=sys.stderr)
-        return MISUSED
+        return _tell(str(error), "INVALID_ARGUMENT", words)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -86,8 +84,20 @@ def run(words: Sequence[str]) -> int:
         return BROKEN_PIPE
     except OSError as error:  # as of a disk that is full
         _discard_output()
-        print(error, file=sys.stderr)
-        return FAILED
+        return _tell(str(error), "UNKNOWN", words)
+
+
+def _tell(message: str, grpc_code: str, words: Sequence[str]) -> int:
+    """Tells what the service had no part in, as a refusal if JSON is wanted. Returns the exit code."""
+    if "--json" not in words:
+        print(message, file=sys.stderr)
+        return exit_code(grpc_code)
+    from grpc import StatusCode
+
+    from cunho import Refused
+    from cunho.cli import refusals
+
+    return refusals.tell(Refused(StatusCode[grpc_code], message), "", as_json=True)
 
 
 def _require_text(words: Sequence[str]) -> None:

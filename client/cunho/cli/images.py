@@ -320,7 +320,7 @@ def update(
     image = session.client.update_image(
         image=v1.Image(image_id=image_id, **values), update_mask=values, validate_only=dry_run
     )
-    say_if_rehearsed(dry_run)
+    say_if_rehearsed(dry_run, json=session.json)
     show(lambda: views.images([image]), json=session.json)
 
 
@@ -338,7 +338,7 @@ def share(
         account_ids: Accounts to share it with.
     """
     answer = session.client.share_image(image_id=image_id, account_ids=account_ids, validate_only=dry_run)
-    say_if_rehearsed(dry_run)
+    say_if_rehearsed(dry_run, json=session.json)
     show(lambda: views.shares(answer.shares), json=session.json)
 
 
@@ -356,7 +356,7 @@ def unshare(
         account_ids: Accounts to take it back from.
     """
     answer = session.client.unshare_image(image_id=image_id, account_ids=account_ids, validate_only=dry_run)
-    say_if_rehearsed(dry_run)
+    say_if_rehearsed(dry_run, json=session.json)
     show(lambda: views.unshared(answer), json=session.json)
 
 
@@ -368,7 +368,7 @@ def set_shares(image_id: ImageId, /, *account_ids: str, dry_run: DryRun = False,
         account_ids: Accounts; none to share it with nobody.
     """
     answer = session.client.set_image_shares(image_id=image_id, account_ids=account_ids, validate_only=dry_run)
-    say_if_rehearsed(dry_run)
+    say_if_rehearsed(dry_run, json=session.json)
     show(lambda: views.shares(answer.shares), json=session.json)
 
 
@@ -386,7 +386,7 @@ def shares(image_id: ImageId, /, *, watch: Watch = False, session: Session) -> N
 def leave(image_id: ImageId, /, *, dry_run: DryRun = False, session: Session) -> None:
     """Gives up an image that is shared with you."""
     answer = session.client.leave_image_share(image_id=image_id, validate_only=dry_run)
-    say_if_rehearsed(dry_run)
+    say_if_rehearsed(dry_run, json=session.json)
     show(lambda: Details(answer, [("left", image_id)]), json=session.json)
 
 
@@ -412,7 +412,7 @@ def deprecate(
         state=value_of(v1.Deprecation.State, state), replacement_image_id=replacement, message=message
     )
     image = session.client.deprecate_image(image_id=image_id, deprecation=deprecation, validate_only=dry_run)
-    say_if_rehearsed(dry_run)
+    say_if_rehearsed(dry_run, json=session.json)
     show(lambda: views.images([image]), json=session.json)
 
 
@@ -424,7 +424,7 @@ def delete(image_id: ImageId, /, *, force: bool = False, dry_run: DryRun = False
         force: Take it back from every account that it is shared with.
     """
     image = session.client.delete_image(image_id=image_id, force=force, validate_only=dry_run)
-    say_if_rehearsed(dry_run)
+    say_if_rehearsed(dry_run, json=session.json)
     show(lambda: views.images([image]), json=session.json)
 
 

@@ -159,7 +159,7 @@ def update(
     instance = session.client.update_instance(
         instance=v1.Instance(instance_id=instance_id, **values), update_mask=values, validate_only=dry_run
     )
-    say_if_rehearsed(dry_run)
+    say_if_rehearsed(dry_run, json=session.json)
     show(lambda: views.instances([instance]), json=session.json)
 
 

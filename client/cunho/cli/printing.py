@@ -166,10 +166,23 @@ def say(text: "RenderableType | Cell | str") -> None:
     _print_to(sys.stderr, text)
 
 
-def say_if_rehearsed(dry_run: bool) -> None:
+def say_to_programs(told: object) -> None:
+    """Prints beside the output, as JSON in a line."""
+    print(json.dumps(told), file=sys.stderr)
+
+
+def say_notice(text: str, *, json: bool) -> None:
+    """Prints a notice beside the output."""
+    if json:
+        say_to_programs({"notice": text})
+    else:
+        say(text)
+
+
+def say_if_rehearsed(dry_run: bool, *, json: bool) -> None:
     """Says what --dry-run means for what is shown."""
     if dry_run:
-        say("every check passed; nothing was done")
+        say_notice("every check passed; nothing was done", json=json)
 
 
 def _print(shown: Shown, as_json: bool, indent: int | None) -> None:

@@ -1,12 +1,10 @@
 """How a refusal is told: on the error output, for people or as JSON, with the exit code of its class."""
 
-import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 from cunho.cli.exit_codes import exit_code
 from cunho.cli.flags import word_of
-from cunho.cli.printing import Cell, grid, say
+from cunho.cli.printing import Cell, grid, say, say_to_programs
 from cunho.v1 import Advice
 
 if TYPE_CHECKING:
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 def tell(refused: "Refused", address: str, as_json: bool) -> int:
     """Tells a refusal and returns the exit code. `address` is where the service was called."""
     if as_json:
-        print(json.dumps({"error": as_object(refused)}, indent=2), file=sys.stderr)
+        say_to_programs({"error": as_object(refused)})
     else:
         say(Cell(f"refused: {_message(refused, address)}", "bold red"))
         say(grid(_lines(refused), indent=2))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from cunho import Operation, Refused
 from cunho.cli import refusals
 from cunho.cli.exit_codes import exit_code
-from cunho.cli.printing import Cell, console, say, say_if_rehearsed, show
+from cunho.cli.printing import Cell, as_json, console, say, say_if_rehearsed, say_notice, say_to_programs, show
 from cunho.cli.session import MisuseError
 from cunho.cli.views import operation_details, quotes, refusals_within, result_view, step_text
-from cunho.v1 import OperationMetadata
+from cunho.v1 import OperationMetadata, Warning
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -31,9 +31,9 @@ def finish(session: "Session", operation: Operation[Any], *, no_wait: bool = Fal
         KeyboardInterrupt: It goes on; the way to wait for it again is said.
     """
     for warning in operation.warnings:
-        say(Cell(f"warning: {warning.message} ({warning.reason})", "yellow"))
+        _warn(warning, session.json)
     if not operation.name:
-        say_if_rehearsed(dry_run=True)
+        say_if_rehearsed(dry_run=True, json=session.json)
         _show_rehearsal(session, operation)
         return 0
     if no_wait:
@@ -45,6 +45,13 @@ def finish(session: "Session", operation: Operation[Any], *, no_wait: bool = Fal
     for failure in failures:
         refusals.tell(failure, session.connection.address, session.json)
     return exit_code(failures[0].code.name) if failures else 0
+
+
+def _warn(warning: Warning, json: bool) -> None:
+    if json:
+        say_to_programs({"warning": as_json(warning)})
+    else:
+        say(Cell(f"warning: {warning.message} ({warning.reason})", "yellow"))
 
 
 def _show_rehearsal(session: "Session", operation: Operation[Any]) -> None:
@@ -66,7 +73,9 @@ def _waited(session: "Session", operation: Operation[Any]) -> Any:
         return _result(operation)
     except (KeyboardInterrupt, MisuseError, Refused):
         if not operation.done:
-            say(f"the operation goes on; wait for it with: cunho operations wait {operation.name}")
+            say_notice(
+                f"the operation goes on; wait for it with: cunho operations wait {operation.name}", json=session.json
+            )
         raise
 
 
