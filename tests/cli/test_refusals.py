@@ -147,6 +147,7 @@ def test_a_wrong_token_is_refused(run: Run) -> None:
         ("regions --timeout inf", "a day at most"),
         ("regions --token sécret", "the token cannot be sent"),
         ("regions --account ä", "the account cannot be sent"),
+        ("quotas acme --image img-00000000", "one of them"),
         ("regions --token x --token-file /nowhere/token", "one of them"),
     ],
 )

@@ -3,7 +3,7 @@
 from cunho.cli import views
 from cunho.cli.flags import Watch
 from cunho.cli.printing import Table, show
-from cunho.cli.session import Session
+from cunho.cli.session import MisuseError, Session
 from cunho.v1 import QuotaId
 
 
@@ -14,6 +14,8 @@ def quotas(account_id: str = "", /, *, image: str = "", watch: Watch = False, se
         account_id: Account to look at. Default: your own; an operator names one.
         image: Image whose shares to look at, instead of the regions.
     """
+    if account_id and image:
+        raise MisuseError("the shares of an image are its owner's, whoever asks: give an account or --image, one of them")
 
     def found() -> Table:
         if image:
