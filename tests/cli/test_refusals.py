@@ -188,6 +188,17 @@ def test_a_token_by_a_flag_goes_before_the_variable_of_a_token_file_however_that
     assert main(["regions", "--token", "wrong"]) == 4
 
 
+def test_a_flag_of_tls_goes_before_the_variables_that_say_otherwise(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    for name in ("CA", "CLIENT_CERTIFICATE", "CLIENT_KEY", "SERVER_NAME"):
+        monkeypatch.setenv(f"CUNHO_TLS_{name}", "/nowhere")
+    run("regions", "--no-tls")
+    assert "--no-tls" in run("regions", "--no-tls", "--tls-ca", "/nowhere", code=2).err
+    monkeypatch.setenv("CUNHO_TLS", "false")
+    run("regions", "--no-tls")
+    assert "--no-tls" in run("regions", code=2).err
+    assert "/else" in run("regions", "--tls-ca", "/else", code=2).err
+
+
 def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     for flag in ("TOKEN_FILE", "ACCOUNT", "TLS", "TLS_CA", "TLS_CLIENT_CERTIFICATE", "TLS_CLIENT_KEY", "TIMEOUT"):
         monkeypatch.setenv(f"CUNHO_{flag}", "")

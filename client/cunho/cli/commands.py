@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from cunho.cli.exit_codes import BROKEN_PIPE, INTERRUPTED, exit_code, exit_codes_in_lines
 from cunho.cli.flags import QUIET
-from cunho.cli.session import Connection, Json, MisuseError, Session
+from cunho.cli.session import Connection, Json, MisuseError, Session, flags_go_first
 
 app: App = App(
     name="cunho",
@@ -23,6 +23,7 @@ app: App = App(
     help_epilogue=f"Exit codes:\n{exit_codes_in_lines()}",
     version=lambda: f"cunho {version('cunho')}",
     default_parameter=QUIET,
+    config=flags_go_first,
 )
 for _noun, _meaning in {
     "images": "Choose, make, copy, share, retire and delete images.",

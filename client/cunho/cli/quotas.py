@@ -15,7 +15,9 @@ def quotas(account_id: str = "", /, *, image: str = "", watch: Watch = False, se
         image: Image whose shares to look at, instead of the regions.
     """
     if account_id and image:
-        raise MisuseError("the shares of an image are its owner's, whoever asks: give an account or --image, one of them")
+        raise MisuseError(
+            "the shares of an image are its owner's, whoever asks: give an account or --image, one of them"
+        )
 
     def found() -> Table:
         if image:

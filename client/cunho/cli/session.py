@@ -1,6 +1,5 @@
 """A run of a command: the flags that every command has, and the client that they make. Shows nothing."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from cyclopts import Group, Parameter
 
 if TYPE_CHECKING:
+    from cyclopts import ArgumentCollection
+
     from cunho import Client, Tls
 
 DAY_SECONDS = 86_400
 _SHARED = Group("Every command", sort_key=9)
+_TLS_FLAGS = ("--tls-ca", "--tls-certificate", "--tls-key", "--tls-server-name")
+_RIVALS = {
+    "--token": ("--token-file",),
+    "--token-file": ("--token",),
+    "--no-tls": _TLS_FLAGS,
+    **dict.fromkeys(_TLS_FLAGS, ("--tls",)),
+}
 
 Json = Annotated[
     bool,
@@ -29,6 +37,15 @@ class MisuseError(Exception):
 def _is_time(_: type, seconds: Any) -> None:
     if not 0 < seconds <= DAY_SECONDS:
         raise ValueError("must be over 0 seconds, and a day at most")
+
+
+def flags_go_first(_: object, __: object, arguments: "ArgumentCollection") -> None:
+    """Forgets what variables say where a flag says something that does not go together with it."""
+    flags = [token.keyword for argument in arguments for token in argument.tokens if token.source == "cli"]
+    beaten = {rival for flag in flags if flag for rival in _RIVALS.get(flag, ())}
+    for argument in arguments:
+        if argument.name in beaten:
+            argument.tokens = [token for token in argument.tokens if token.source == "cli"]
 
 
 @Parameter(name="*", group=_SHARED)
@@ -82,23 +99,13 @@ class Connection:
             raise MisuseError(str(error)) from error
 
     def _token_source(self) -> str | Callable[[], str] | None:
-        token, file = self._one_of(self.token, self.token_file)
-        if file:
-            return _read_anew(file)
-        if not token and not self.tls_certificate:
-            raise MisuseError("who are you? Set CUNHO_TOKEN to your token, or name a file that holds it: --token-file")
-        return token or None
-
-    @staticmethod
-    def _one_of(token: str, file: Path | None) -> tuple[str, Path | None]:
-        """The token or the file: of two, that which was given by a flag. Raises MisuseError."""
-        if not token or not file:
-            return token, file
-        token_by_flag = token != os.environ.get("CUNHO_TOKEN")
-        file_by_flag = file != Path(os.environ.get("CUNHO_TOKEN_FILE", ""))
-        if token_by_flag == file_by_flag:
+        if self.token and self.token_file:
             raise MisuseError("a token and a token file are given: give one of them")
-        return (token, None) if token_by_flag else ("", file)
+        if self.token_file:
+            return _read_anew(self.token_file)
+        if not self.token and not self.tls_certificate:
+            raise MisuseError("who are you? Set CUNHO_TOKEN to your token, or name a file that holds it: --token-file")
+        return self.token or None
 
     def _tls(self) -> "Tls | bool | None":
         from cunho import Tls
