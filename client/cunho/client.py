@@ -36,8 +36,8 @@ class Client(Methods):
 
     Raises:
         OSError: A file of `tls` cannot be read.
-        ValueError: A file of `tls` is not what it should be, or `tls` was given with a channel; or the token or the
-            account cannot be sent.
+        ValueError: The address is empty; a file of `tls` is not what it should be, or `tls` was given with a channel;
+            or the token or the account cannot be sent.
     """
 
     def __init__(

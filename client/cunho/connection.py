@@ -135,6 +135,8 @@ def opened(grpc_or_aio: Any, address_or_channel: Any, tls: Tls | bool | None) ->
         if tls is not None:
             raise ValueError("tls is for an address; the channel that was given has its own credentials")
         return address_or_channel
+    if not address_or_channel:
+        raise ValueError('the address is empty: give "host:port" or "unix:PATH"')
     here = _on_this_machine(address_or_channel)
     # a proxy that the environment names is mostly another machine, and would read what goes there without TLS
     options = CHANNEL_OPTIONS + ((("grpc.enable_http_proxy", 0),) if here else ())

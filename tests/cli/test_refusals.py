@@ -20,6 +20,7 @@ from cunho import v1
 from cunho.cli import main
 from cunho.cli.exit_codes import EXIT_CODES, exit_code
 from cunho.cli.printing import as_json
+from cunho.cli.session import Connection, MisuseError
 from cunho_rules.refusals import Reason, Refusal
 
 DOCS = Path(__file__).parents[2] / "docs/cli.md"
@@ -141,6 +142,7 @@ def test_a_wrong_token_is_refused(run: Run) -> None:
         ("regions --no-tls --tls-ca /x", "--no-tls"),
         ("regions --tls-ca /nowhere/ca.pem", "/nowhere/ca.pem"),
         ("regions --token-file /nowhere/token", "/nowhere/token"),
+        ("regions --address=", "the address is empty"),
         ("regions --timeout 0", "over 0 seconds"),
         ("regions --timeout -1", "over 0 seconds"),
         ("regions --timeout nan", "over 0 seconds"),
@@ -203,6 +205,18 @@ def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch, run: Run)
     for flag in ("TOKEN_FILE", "ACCOUNT", "TLS", "TLS_CA", "TLS_CLIENT_CERTIFICATE", "TLS_CLIENT_KEY", "TIMEOUT"):
         monkeypatch.setenv(f"CUNHO_{flag}", "")
     run("regions")
+
+
+def test_an_empty_variable_of_the_address_is_as_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tell(connection: Connection) -> None:
+        raise MisuseError(connection.address)
+
+    monkeypatch.setenv("CUNHO_ADDRESS", "")
+    monkeypatch.setattr(Connection, "client", tell)
+    main(["regions"])
+    assert capsys.readouterr().err == f"{Connection().address}\n"
 
 
 def test_a_token_file_that_is_emptied_meanwhile_is_told_in_a_sentence(

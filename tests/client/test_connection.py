@@ -13,7 +13,7 @@ import pytest
 from tests.client.certificates import Authority
 from tests.client.conftest import FakeService, serving
 
-from cunho import CHANNEL_OPTIONS, Client, Refused, Tls, TokenFile, v1
+from cunho import CHANNEL_OPTIONS, Client, Refused, Tls, TokenFile, aio, v1
 
 HOST = "images.example"
 
@@ -205,6 +205,12 @@ def test_files_that_are_not_there_are_named_before_any_call(authority: Authority
 def test_tls_is_not_for_a_channel_of_ones_own() -> None:
     with grpc.insecure_channel("127.0.0.1:1") as channel, pytest.raises(ValueError, match="its own credentials"):
         Client(channel, tls=True)
+
+
+@pytest.mark.parametrize("kind", [Client, aio.Client])
+def test_an_empty_address_is_refused_before_any_call(kind: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match="the address is empty: give "):
+        kind("", token="secret")
 
 
 def test_a_token_that_is_renewed_in_its_file_is_used_at_once(service: FakeService, tmp_path: Path) -> None:
