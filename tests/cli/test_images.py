@@ -32,6 +32,11 @@ def test_any_limit_may_be_over_what_is_there(run: Run) -> None:
         assert shown == run(noun, "list", "--json").json
 
 
+def test_every_region_is_listed_by_a_hyphen(run: Run) -> None:
+    for noun in ("images", "instances"):
+        assert run(noun, "list", "--region", "-", "--json").json == run(noun, "list", "--json").json
+
+
 def test_without_a_region_every_region_is_listed(run: Run) -> None:
     assert {image["region_id"] for image in run("images", "list", "--json").json} == {GUANGZHOU, SHANGHAI, FRANKFURT}
 

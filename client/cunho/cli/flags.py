@@ -47,7 +47,7 @@ def _is_label_choice(_: type, labels: Any) -> None:
 
 
 Architecture = Literal["i386", "x86_64", "arm64"]
-Region = Annotated[str, Parameter(help='Region, or "-" for all.')]
+Region = Annotated[str, Parameter(help='Region, or "-" for all.', allow_leading_hyphen=True)]
 Filter = Annotated[
     str,
     Parameter(help="Which ones, in the filter language of the API, as in 'name = \"web*\" AND NOT labels:old'."),
