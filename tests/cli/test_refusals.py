@@ -139,6 +139,8 @@ def test_a_wrong_token_is_refused(run: Run) -> None:
         ("images update img-00000000 --min-disk 9999999999999999999", "more than 8 EiB"),
         ("instances create img-00000000 --zone a --instance-type b --count 0", ">= 1"),
         ("instances create img-00000000 --zone a --instance-type b --count 2147483648", "<= 2147483647"),
+        ("instances create img-00000000 --zone a --instance-type b --count 1.5", "no whole number"),
+        ("images list --limit 1.5", "no whole number"),
         ("regions --no-tls --tls-ca /x", "--no-tls"),
         ("regions --tls-ca /nowhere/ca.pem", "/nowhere/ca.pem"),
         ("regions --token-file /nowhere/token", "/nowhere/token"),

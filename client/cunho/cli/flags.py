@@ -29,6 +29,14 @@ def _size_bytes(_: type, tokens: Sequence[Token]) -> int:
     return int(size)
 
 
+def _whole_number(_: type, tokens: Sequence[Token]) -> int:
+    text = tokens[0].value
+    try:
+        return int(text)  # where cyclopts would round
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no whole number") from error
+
+
 def _is_pause(_: type, seconds: Any) -> None:
     if seconds is not False and not 0.1 <= seconds <= DAY_SECONDS:
         raise ValueError("must be 0.1 seconds at least, and a day at most")
@@ -55,7 +63,16 @@ Filter = Annotated[
 OrderBy = Annotated[str, Parameter(help='Order, as in "name" or "create_time desc, name". Default: newest first.')]
 Limit = Annotated[
     int | None,
-    Parameter(help="The most to show. Default: all.", validator=validators.Number(gte=1), show_default=False),
+    Parameter(
+        help="The most to show. Default: all.",
+        converter=_whole_number,
+        n_tokens=1,
+        validator=validators.Number(gte=1),
+        show_default=False,
+    ),
+]
+Count = Annotated[
+    int, Parameter(converter=_whole_number, n_tokens=1, validator=validators.Number(gte=1, lte=(1 << 31) - 1))
 ]
 Watch = Annotated[
     float | bool,  # in this order: "1" and "0" are numbers first

@@ -3,13 +3,14 @@
 from itertools import islice
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter, validators
+from cyclopts import App, Parameter
 
 from cunho import v1
 from cunho.cli import choosing, views
 from cunho.cli.exit_codes import DENIED
 from cunho.cli.explaining import Explanation, any_denied
 from cunho.cli.flags import (
+    Count,
     DryRun,
     Filter,
     LabelChoice,
@@ -27,8 +28,6 @@ from cunho.cli.session import Session
 from cunho.cli.waiting import finish
 
 app: App = App(name="instances", help_epilogue="")
-
-_INT32_MAX = (1 << 31) - 1
 
 InstanceId = Annotated[str, Parameter(help='Instance, "ins-...".')]
 Action = Literal["image", "update", "start", "stop", "reboot", "reinstall", "delete"]
@@ -102,7 +101,7 @@ def create(
     instance_type: str,
     region: str = "",
     name: str = "",
-    count: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=_INT32_MAX))] = 1,
+    count: Count = 1,
     description: str = "",
     label: Labels = (),
     dry_run: DryRun = False,
