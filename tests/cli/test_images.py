@@ -109,6 +109,11 @@ def test_a_file_without_a_known_ending_needs_its_format(run: Run, ending: str) -
     assert "--format" in run(*(word.replace(".qcow2", ending) for word in IMPORT), "--name", "x", code=2).err
 
 
+def test_what_is_no_uri_is_refused_by_the_service(run: Run) -> None:
+    words = [word.replace("://", "://[") for word in IMPORT]
+    assert "IMPORT_URI_NOT_ALLOWED" in run(*words, "--name", "x", code=2).err
+
+
 def test_a_copy_that_is_refused_in_one_region_is_made_in_the_others(world: World, tenant: Tenant, run: Run) -> None:
     image = world.image(tenant, name="web")
     assert len(run("images", "copy", image.image_id, "--to", SHANGHAI, "--dry-run").rows) == 2

@@ -1,9 +1,9 @@
 """Commands about images."""
 
+import re
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, get_args
-from urllib.parse import urlsplit
 
 from cyclopts import App, Parameter
 
@@ -237,7 +237,7 @@ def import_(
 
 def _format(uri: str) -> str:
     """The format that the ending of the file's name says; ".img" says none. Raises MisuseError."""
-    format = PurePosixPath(urlsplit(uri).path).suffix[1:].lower()
+    format = PurePosixPath(re.split("[?#]", uri)[0]).suffix[1:].lower()
     if format not in get_args(Format):
         known = ", ".join(get_args(Format))
         raise MisuseError(f"the name of the file does not end in a format: name it by --format, one of {known}")
