@@ -243,8 +243,16 @@ def test_completion_is_installed_for_a_shell(shell: str, tmp_path: Path) -> None
 
 
 def test_help_waits_neither_for_grpc_nor_for_a_service() -> None:
-    program = "import sys; from cunho.cli import main; main(['--help']); sys.exit('cunho.cli.images' in sys.modules)"
+    waited = "sys.exit(not sys.modules.keys().isdisjoint(['cunho.cli.images', 'grpc']))"
+    program = f"import sys; from cunho.cli import main; main(['--help']); {waited}"
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_what_grpc_logs_is_not_shown(started: Started) -> None:
+    process = started("regions", "--tls", "--timeout", "2", "--json", stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 7
+    assert [[*json.loads(line)] for line in err.splitlines()] == [["error"]]
 
 
 @pytest.mark.parametrize(
