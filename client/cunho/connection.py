@@ -45,6 +45,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 WAIT_MARGIN_SECONDS = 5
 """How much longer than the wait itself a WaitOperation call may take, so that its answer can arrive."""
 
+_SECONDS_MAX = 1e9  # gRPC takes more, as what has no end, for a time that is over
+
 _WITHOUT_REQUEST_ID = (CancelOperationRequest, DeleteOperationRequest)  # mutations whose messages are not ours
 
 File: TypeAlias = str | os.PathLike[str]
@@ -113,7 +115,7 @@ class Caller:
     def seconds(self, request: object, timeout_seconds: float | None) -> float:
         """The deadline of a call."""
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
-        return seconds + (WAIT_MARGIN_SECONDS if isinstance(request, WaitOperationRequest) else 0)
+        return min(seconds, _SECONDS_MAX) + (WAIT_MARGIN_SECONDS if isinstance(request, WaitOperationRequest) else 0)
 
 
 def _sendable(what: str, text: str) -> str:

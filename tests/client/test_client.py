@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from math import inf
 from threading import Event
 from typing import Any
 from uuid import UUID
@@ -205,6 +206,13 @@ def test_a_call_has_the_deadline_of_the_client_unless_it_is_given_one(service: F
         client.get_image(image_id="img-00000001")
         client.get_image(image_id="img-00000001", timeout_seconds=9)
     assert [call.seconds_left for call in service.calls] == pytest.approx([50, 9], abs=3)
+
+
+@pytest.mark.parametrize("seconds", [inf, 1e300])
+def test_a_call_may_have_as_much_time_as_is_wanted(service: FakeService, client: Client, seconds: float) -> None:
+    service.answers["GetImage"] = lambda request, context: v1.Image(name="web")
+    assert client.get_image(image_id="img-00000001", timeout_seconds=seconds).name == "web"
+    assert service.calls[0].seconds_left > 365 * 86_400
 
 
 def test_a_call_that_takes_too_long_is_refused(service: FakeService, client: Client) -> None:
