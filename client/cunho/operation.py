@@ -74,8 +74,11 @@ class OperationState(Generic[Response_co]):
         if self._operation.HasField("error"):
             raise Refused.from_status(self._operation.error)
         response = self._operation.response
-        response_type = GetMessageClass(default_pool().FindMessageTypeByName(response.TypeName()))
-        return cast(Response_co, response_type.FromString(response.value))
+        try:
+            descriptor = default_pool().FindMessageTypeByName(response.TypeName())
+        except KeyError:  # of a newer service
+            return cast(Response_co, response)
+        return cast(Response_co, GetMessageClass(descriptor).FromString(response.value))
 
     def _existing_name(self) -> str:
         if not self.name:
@@ -107,7 +110,7 @@ class Operation(OperationState[Response_co]):
         self._client = client
 
     def result(self, timeout_seconds: float | None = None) -> Response_co:
-        """What it made, once it has ended.
+        """What it made, once it has ended; as `google.protobuf.Any`, if that is of a type that this client has not.
 
         Args:
             timeout_seconds: The longest to wait. Default: none, as long as it takes.

@@ -1,6 +1,9 @@
 """The commands about instances and operations, and those about what the cloud has."""
 
+from google.longrunning import operations_pb2
+from google.protobuf.any_pb2 import Any
 from tests.cli.conftest import IMPORT, Run
+from tests.client.conftest import FakeService, serving
 from tests.end_to_end.steps import Held
 from tests.world import GUANGZHOU, Tenant, World
 
@@ -60,6 +63,19 @@ def test_operations_are_listed_shown_and_waited_for(world: World, tenant: Tenant
     assert run("operations", "list", "--running").out == "no operations\n"
     assert run("operations", "show", name.removeprefix("operations/")).rows[0] == ["name", name]
     assert run("operations", "wait", name).rows[1][0] == instance_id
+
+
+def test_what_an_operation_of_a_newer_service_made_is_told_by_its_type(run: Run) -> None:
+    service, thing = FakeService(), Any(type_url="type.googleapis.com/cunho.v1.Thing", value=b"\xff")
+    made = operations_pb2.Operation(name="operations/op-00000001", done=True, response=thing)
+    service.answers["ListOperations"] = lambda *_: operations_pb2.ListOperationsResponse(operations=[made])
+    service.answers["GetOperation"] = lambda *_: made
+    with serving(service):
+        there = ("--address", service.address)
+        (listed,) = run("operations", "list", "--json", *there).json
+        assert listed["response"] == {"@type": thing.type_url, "value": "/w=="}
+        assert "SUCCEEDED" in run("operations", "list", *there).out
+        assert thing.type_url in run("operations", "wait", "op-00000001", *there).out
 
 
 def test_a_cancelled_operation_has_an_exit_code_of_its_own(

@@ -7,6 +7,7 @@ from threading import Event
 import grpc
 import pytest
 from google.longrunning import operations_pb2
+from google.protobuf.any_pb2 import Any as PackedMessage
 from google.protobuf.empty_pb2 import Empty
 from google.rpc.status_pb2 import Status
 from tests.client.conftest import FakeService, packed
@@ -45,6 +46,13 @@ def test_a_result_that_is_known_is_not_asked_for_again(service: FakeService, cli
     operation = client.create_image(region_id="a", instance_id="ins-00000001", name="web")
     assert operation.result() == operation.result()
     assert [call.rpc for call in service.calls] == ["CreateImage"]
+
+
+def test_a_result_of_a_type_that_is_not_known_stays_packed(service: FakeService, client: Client) -> None:
+    unknown = PackedMessage(type_url="type.googleapis.com/cunho.v1.Thing", value=b"\xff")
+    made = operations_pb2.Operation(name=NAME, done=True, response=unknown)
+    service.answers["GetOperation"] = lambda request, context: made
+    assert client.get_operation(name=NAME).result() == unknown
 
 
 def test_a_failed_operation_raises_its_error(service: FakeService, operation: Operation[v1.Image]) -> None:

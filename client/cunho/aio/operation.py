@@ -21,7 +21,7 @@ class Operation(OperationState[Response_co]):
         self._client = client
 
     async def result(self, timeout_seconds: float | None = None) -> Response_co:
-        """What it made, once it has ended.
+        """What it made, once it has ended; as `google.protobuf.Any`, if that is of a type that this client has not.
 
         Args:
             timeout_seconds: The longest to wait. Default: none, as long as it takes.

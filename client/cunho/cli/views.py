@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from google.protobuf.any_pb2 import Any as PackedMessage
 from google.protobuf.message import Message
 
 from cunho import Operation, Refused, v1
@@ -365,8 +366,10 @@ def result_view(result: Message) -> Shown:
         return instances(result.instances)
     if isinstance(result, v1.Instance):
         return instances([result])
-    assert isinstance(result, v1.Image)
-    return images([result])
+    if isinstance(result, v1.Image):
+        return images([result])
+    assert isinstance(result, PackedMessage)
+    return Details(result, [("made", result.type_url)])
 
 
 def refusals_within(result: Message) -> list[Refused]:
