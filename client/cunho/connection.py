@@ -171,7 +171,7 @@ def _credentials(tls: Tls) -> grpc.ChannelCredentials:
 def _system_roots() -> bytes | None:
     """What this machine trusts; None where it does not say, and gRPC takes the authorities that it brings."""
     paths = ssl.get_default_verify_paths()
-    files = [paths.cafile] if paths.cafile else sorted(glob(f"{paths.capath}/*.[0-9]"))
+    files = [paths.cafile] if paths.cafile else filter(os.path.isfile, sorted(glob(f"{paths.capath}/*.[0-9]")))
     return b"".join(Path(file).read_bytes() for file in files) or None
 
 

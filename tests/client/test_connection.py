@@ -127,6 +127,18 @@ def test_a_folder_of_authorities_serves_where_this_machine_has_no_file_of_them(
     assert len(service.calls) == 1
 
 
+def test_an_authority_that_is_gone_from_the_folder_leaves_the_others(
+    service: FakeService, authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    (tmp_path / "00000000.0").symlink_to(tmp_path / "gone.pem")
+    (tmp_path / "12345678.0").write_bytes(authority.file.read_bytes())
+    with serving_tls(service, authority, "127.0.0.1"):
+        called(Client(service.address, token="secret", tls=True))
+    assert len(service.calls) == 1
+
+
 def test_an_authority_of_ones_own_and_a_name_other_than_the_address_are_trusted_if_named(
     service: FakeService, authority: Authority
 ) -> None:
