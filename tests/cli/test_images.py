@@ -114,6 +114,10 @@ def test_what_is_no_uri_is_refused_by_the_service(run: Run) -> None:
     assert "IMPORT_URI_NOT_ALLOWED" in run(*words, "--name", "x", code=2).err
 
 
+def test_the_usage_of_a_copy_has_the_image_before_the_regions_which_take_all_words_that_follow(run: Run) -> None:
+    assert run("images", "copy", "--help").out.startswith("Usage: cunho images copy [OPTIONS] IMAGE_ID --to STR...\n")
+
+
 def test_a_copy_that_is_refused_in_one_region_is_made_in_the_others(world: World, tenant: Tenant, run: Run) -> None:
     image = world.image(tenant, name="web")
     assert len(run("images", "copy", image.image_id, "--to", SHANGHAI, "--dry-run").rows) == 2

@@ -244,7 +244,7 @@ def _format(uri: str) -> str:
     return format
 
 
-@app.command
+@app.command(usage="Usage: cunho images copy [OPTIONS] IMAGE_ID --to STR...")  # --to takes all words that follow
 def copy(
     image_id: ImageId,
     /,
