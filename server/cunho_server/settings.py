@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -37,12 +37,12 @@ OF_CLIENTS = {
 }
 _LABEL = "[a-z0-9-]{1,63}"
 _ADDRESS = re.compile(rf"(?:\[(?P<v6>[0-9a-f:]+)\]|(?P<name>{_LABEL}(?:\.{_LABEL})*\.?)):(?P<port>[0-9]{{1,5}})")
-_PLACE = r"(\[[^\]]*\]|[^][:,@/?#]*)(:[0-9]{1,5})?"
-_POSTGRESQL = re.compile(rf"postgres(ql)?://([^/?#]*@)?{_PLACE}(,{_PLACE})*([/?].*)?")
+_POSTGRESQL = re.compile(r"postgres(ql)?://([^/?#@]*@)?(?P<places>[^/?#@]*)([/?].*)?")
+_PLACE = re.compile(r"(/.*|\[[^][]*\]|(?P<host>[^][:@/?#]*))(:(?P<port>[0-9]{1,5}))?")
 _HOST = re.compile(rf"(\*\.)?({_LABEL}\.)+{_LABEL}")
 _NO_POSTGRESQL = (
-    "must be a URL such as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, what is no letter or digit in the password "
-    "percent-encoded, as %23 for #"
+    "must be a URL such as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, the port up to 65535, what is no letter or "
+    "digit in the password percent-encoded, as %23 for #"
 )
 
 
@@ -105,13 +105,31 @@ def _key_set(where: str) -> str:
 
 
 def _postgresql(url: str) -> str:
-    try:
-        urlsplit(url)  # as the driver does, whose error would show the password
-    except ValueError:
-        raise ValueError(_NO_POSTGRESQL) from None
-    if url and not _POSTGRESQL.fullmatch(url):
+    if url and not _is_postgresql(url):
         raise ValueError(_NO_POSTGRESQL)
     return url
+
+
+def _is_postgresql(url: str) -> bool:
+    """Whether the driver can read a URL: its own error would show the password."""
+    if not (found := _POSTGRESQL.fullmatch(url)):
+        return False
+    try:
+        query = urlsplit(url).query
+        asked = dict(parse_qsl(query, strict_parsing=bool(query)))
+        hosts = [*found["places"].split(","), *asked.get("host", "").split(",")]
+        ports = [f":{port}" for port in asked.get("port", "0").split(",")]
+        return all(_is_place(unquote(each)) for each in hosts + ports)
+    except ValueError:
+        return False
+
+
+def _is_place(text: str) -> bool:
+    """Whether text is HOST, :PORT, both or a folder. Raises ValueError for a host that cannot be looked up."""
+    if not (place := _PLACE.fullmatch(text)):
+        return False
+    (place["host"] or "").encode("idna")
+    return int(place["port"] or 0) <= 65535
 
 
 def _hosts(hosts: str) -> str:

@@ -335,6 +335,8 @@ def test_a_wrong_value_is_told_under_the_name_it_was_given_by(
         "postgresql://cunho:secret@db:5432/cunho?sslmode=require",
         "postgres://db",
         "postgresql://cunho@/cunho?host=%2Frun%2Fpostgresql",
+        "postgresql://cunho@%2Frun%2Fa..b:65535/cunho",
+        "postgresql://cunho@/cunho?host=/run/a..b,db_1.Example.&port=1,2",
         "postgresql://cunho:sec%40ret@one:5432,two:5433,[::1]:5434/cunho",
     ],
 )
@@ -352,12 +354,20 @@ def test_a_database_url_is_accepted(url: str) -> None:
         "postgresql://cunho:sec#ret@db/cunho",
         "postgresql://cunho:sec\N{ACCOUNT OF}ret@db/cunho",
         "postgresql://cunho:secret@[db]/cunho",
+        "postgresql://cunho:sec@ret@db/cunho",
+        "postgresql://cunho:secret@db:65536/cunho",
+        "postgresql://cunho:secret@one,a..b:5433/cunho",
+        "postgresql://cunho:secret@a%2E%2Eb/cunho",
+        f"postgresql://cunho:secret@{64 * 'a'}/cunho",
+        "postgresql://cunho:secret@/cunho?host=one,a..b",
+        "postgresql://cunho:secret@/cunho?host=db&port=5432,65536",
+        "postgresql://cunho@db/cunho?password=sec&ret",
     ],
 )
 def test_a_wrong_database_url_is_refused_without_its_password(url: str) -> None:
     wrong = (
-        "must be a URL such as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, what is no letter or digit in the password "
-        "percent-encoded, as %23 for #"
+        "must be a URL such as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, the port up to 65535, what is no letter or "
+        "digit in the password percent-encoded, as %23 for #"
     )
     assert refused(database_url=url) == [f"--database-url: {wrong}"]
 
