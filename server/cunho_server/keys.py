@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import lru_cache, partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -234,6 +234,9 @@ def _member(member: Any, where: str) -> Key | None:
     key_id = member.get("kid")
     if "d" in member:
         raise KeyFileError(f"the key set {where} shows the private key {key_id!r}: anybody could sign with it")
+    if not isinstance(member.get("key_ops", []), list):
+        _warn_once(f"the key {key_id!r} of the key set {where} is left out: its key_ops are no list")
+        return None
     if not isinstance(key_id, str) or not _verifies(member):
         return None
     try:
@@ -243,6 +246,12 @@ def _member(member: Any, where: str) -> Key | None:
     if not isinstance(read.key, PublicKey) or read.algorithm_name != algorithm(read.key):
         return None
     return Key(_long_enough(read.key, f"the key set {where}"), key_id)
+
+
+@lru_cache
+def _warn_once(text: str) -> None:
+    """Logs it, though not again at every reading."""
+    log.warning("%s", text)
 
 
 def _verifies(member: dict[str, Any]) -> bool:

@@ -238,6 +238,16 @@ def test_of_a_key_set_those_keys_count_that_verify_tokens(tmp_path: Path) -> Non
     assert keys.key_set(str(tmp_path / "jwks.json")) == (Key(KEY.public_key(), "ed"), Key(RSA.public_key(), "rsa"))
 
 
+@pytest.mark.parametrize("operations", [None, 7, "verify"])
+def test_a_key_whose_uses_are_no_list_is_left_out_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, operations: object
+) -> None:
+    file = str(tmp_path / "jwks.json")
+    Path(file).write_bytes(key_set(member(RSA, "odd", key_ops=operations), member(KEY, "ed")))
+    assert [keys.key_set(file) for _ in range(2)] == 2 * [(Key(KEY.public_key(), "ed"),)]
+    assert caplog.messages == [f"the key 'odd' of the key set {file} is left out: its key_ops are no list"]
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -245,7 +255,7 @@ def test_of_a_key_set_those_keys_count_that_verify_tokens(tmp_path: Path) -> Non
         (b"[]", "is not a key set (JWKS)"),
         (b'{"keys": 7}', "is not a key set (JWKS)"),
         (b'{"keys": [7]}', "is not a key set (JWKS)"),
-        (b'{"keys": [{"kid": "a", "key_ops": 7}]}', "is not a key set (JWKS)"),
+        (b'{"keys": [{"kid": "a", "key_ops": 7}]}', "has no key for us"),
         (b"[" * 100_000, "is not a key set (JWKS)"),
         (b"\xff", "is not a key set (JWKS)"),
         (public_pem(KEY), "is not a key set (JWKS)"),
