@@ -13,10 +13,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from io import BufferedReader, RawIOBase
 from pathlib import Path
+from socket import socket
 from typing import Any, NamedTuple, TypeAlias, TypeVar
-from urllib.request import BaseHandler, HTTPRedirectHandler, OpenerDirector, ProxyHandler, build_opener
+from urllib.request import (
+    BaseHandler,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    build_opener,
+)
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -281,8 +292,8 @@ def _fetched(url: str) -> bytes:
 
 
 def _opener(url: str) -> OpenerDirector:
-    """Takes no redirects, and no proxy to this machine itself."""
-    handlers: list[BaseHandler] = [_NoRedirects()]
+    """Takes no redirects, no proxy to this machine itself, and no answer that goes on and on."""
+    handlers: list[BaseHandler] = [_NoRedirects(), _InTime()]
     if url.startswith("http:"):
         handlers.append(ProxyHandler({}))
     return build_opener(*handlers)
@@ -291,3 +302,51 @@ def _opener(url: str) -> OpenerDirector:
 class _NoRedirects(HTTPRedirectHandler):
     def redirect_request(self, *_: object, **__: object) -> None:
         """Nowhere: the answer stands as an error."""
+
+
+class _InTime(HTTPHandler, HTTPSHandler):
+    def http_open(self, request: Request) -> HTTPResponse:
+        """Its answer, if that ends in time."""
+        return self.do_open(_Connection, request)
+
+    def https_open(self, request: Request) -> HTTPResponse:
+        """Its answer, if that ends in time."""
+        return self.do_open(_SecureConnection, request)
+
+
+class _Response(HTTPResponse):
+    def __init__(self, connected: socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(connected, *arguments, **options)
+        self.fp = BufferedReader(_UntilTheEnd(self.fp, connected))
+
+
+class _Connection(HTTPConnection):
+    response_class = _Response
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _Response
+
+
+class _UntilTheEnd(RawIOBase):
+    """What a connection says before the time is over: by itself, it has that time for each part of it."""
+
+    def __init__(self, said: BufferedReader, connected: socket) -> None:
+        self._said, self._connected, self._end_time = said, connected, time.monotonic() + _FETCH_SECONDS
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """The length of the next part. Raises TimeoutError."""
+        remaining_seconds = self._end_time - time.monotonic()
+        if remaining_seconds <= 0:
+            raise TimeoutError("timed out")
+        self._connected.settimeout(remaining_seconds)
+        return self._connected.recv_into(buffer)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._said.close()
+        super().close()

@@ -7,9 +7,11 @@ import hmac
 import json
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -327,6 +329,33 @@ def test_a_host_that_is_down_or_silent_stops_the_start(monkeypatch: pytest.Monke
         with pytest.raises(KeyFileError, match=f"cannot be fetched .*{told}"):
             keys.verifying(settings(token_jwks=silent.url))
         silent.close()
+
+
+@contextmanager
+def trickling(said: bytes) -> Iterator[str]:
+    """The URL of a host that says this, and then a blank every hundredth of a second, for five seconds."""
+
+    def trickle() -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(ConnectionError):
+            for part in (said, *500 * [b" "]):
+                connection.sendall(part)
+                time.sleep(0.01)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/jwks.json"
+        thread.join()
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["headers", "content"])
+def test_a_host_that_says_a_little_again_and_again_is_not_heard_to_the_end(
+    monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(keys, "_FETCH_SECONDS", 0.2)
+    with trickling(said) as url, pytest.raises(KeyFileError, match=r"cannot be fetched \(timed out\)"):
+        keys.key_set(url)
 
 
 # --- looking for an unknown key
