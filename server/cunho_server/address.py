@@ -4,6 +4,9 @@ Nothing here knows gRPC, which takes time to load: the supervisor does without.
 """
 
 import socket
+from errno import EADDRINUSE
+from socket import SOCK_STREAM
+from typing import Any
 
 from cunho_server.settings import host_of
 
@@ -19,13 +22,15 @@ def reserved(address: str) -> socket.socket:
     """A socket that keeps the address, and its port, for the processes to share. Raises AddressError."""
     port = int(address.rpartition(":")[2])
     try:
-        family, kind, _, _, place = socket.getaddrinfo(host_of(address), port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:  # it fails where another server listens, which sharing would hide
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-            probe.listen()
-            place = probe.getsockname()
-        kept = socket.socket(family, kind)
+        (family, place), *others = _places(host_of(address), port)
+        place = _free(family, place)
+        for another, (host, _, *more) in others:
+            try:
+                _free(another, (host, place[1], *more))
+            except OSError as error:
+                if error.errno == EADDRINUSE:  # else it is one that this machine does not have
+                    raise
+        kept = socket.socket(family)
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         kept.bind(place)
         return kept
@@ -34,3 +39,18 @@ def reserved(address: str) -> socket.socket:
             f"cannot listen on {address} ({error.strerror}): stop what listens there, or choose another address with "
             "CUNHO_ADDRESS"
         ) from error
+
+
+def _places(host: str, port: int) -> list[tuple[int, Any]]:
+    """All that gRPC listens on for a host, by family. It knows localhost by itself."""
+    names = (host, "::1") if host == "localhost" else (host,)
+    return [(found[0], found[4]) for name in names for found in socket.getaddrinfo(name, port, type=SOCK_STREAM)]
+
+
+def _free(family: int, place: Any) -> Any:
+    """A place that nobody listens on, with its port. Raises OSError."""
+    with socket.socket(family) as probe:  # it fails where another server listens, which sharing would hide
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(place)
+        probe.listen()
+        return probe.getsockname()
