@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
@@ -23,7 +24,8 @@ from cunho_storage import embedded
 
 log = logging.getLogger(__name__)
 
-#: Pause before a process that ended by itself is started again, doubled each time, and the longest pause.
+#: Pause before another process takes the place of one that ended soon, doubled each time, and the longest pause: one that
+#: lived longer than that is replaced at once.
 _PAUSE_SECONDS, _PAUSE_SECONDS_MAX = 0.1, 10
 
 #: How long a process may take to start, and to stop beyond the settings' grace, before it is killed.
@@ -185,7 +187,7 @@ class _Processes:
         log.info("process %d takes over from %d", self._places[index].number, old.number)
         await self._end(old)
 
-    async def _start(self, index: int) -> None:
+    async def _start(self, index: int, pause_seconds: float = 0) -> None:
         """Puts a new process in a place. Raises StartError."""
         child = await self.spawn()
         try:
@@ -194,7 +196,7 @@ class _Processes:
             self._forget(child)
             raise
         self._places[index] = child
-        self._keep(index, child)
+        self._keep(index, child, pause_seconds)
 
     async def _end(self, child: _Child) -> None:
         await child.stop(self._settings.shutdown_seconds)
@@ -204,27 +206,30 @@ class _Processes:
         self._living.discard(child)
         self._metrics.forget(child.number)
 
-    def _keep(self, index: int, child: _Child) -> None:
-        task = asyncio.create_task(self._follow(index, child))
+    def _keep(self, index: int, child: _Child, pause_seconds: float = 0) -> None:
+        task = asyncio.create_task(self._follow(index, child, pause_seconds))
         self._keeping.add(task)
         task.add_done_callback(self._keeping.discard)
 
-    async def _follow(self, index: int, child: _Child) -> None:
-        """Starts another process when this one has ended by itself."""
+    async def _follow(self, index: int, child: _Child, pause_seconds: float) -> None:
+        """Starts another process when this one has ended by itself; after the pause, if that was soon."""
+        since = time.monotonic()
         code = await child.ended()
-        pause = _PAUSE_SECONDS
+        if self._places[index] is not child:
+            return
+        log.error("process %d has ended (exit code %d): another takes its place", child.number, code)
+        self._forget(child)
+        pause_seconds = pause_seconds if time.monotonic() - since < _PAUSE_SECONDS_MAX else 0
         while True:
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(max(2 * pause_seconds, _PAUSE_SECONDS), _PAUSE_SECONDS_MAX)
             async with self._changing:
                 if self._places[index] is not child:
                     return
-                log.error("process %d has ended (exit code %d): another takes its place", child.number, code)
-                self._forget(child)
                 try:
-                    return await self._start(index)
+                    return await self._start(index, pause_seconds)
                 except StartError as error:
                     log.error("%s", error)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _PAUSE_SECONDS_MAX)
 
     def _told(self, index: int) -> bytes:
         settings = self._settings.model_dump(mode="json")

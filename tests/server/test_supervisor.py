@@ -1,5 +1,6 @@
 """The server's processes, from outside: on one port, kept up, replaced, stopped, and PostgreSQL coming and going."""
 
+import asyncio
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -32,6 +34,8 @@ from tests.server_process import (
 )
 
 from cunho import Client, Refused, v1
+from cunho_server import supervisor
+from cunho_server.exposition import Exposed
 from cunho_server.settings import Settings
 
 
@@ -171,6 +175,44 @@ def test_a_process_is_started_once_there_is_room_for_it_again(server: Server) ->
     until(lambda: len(server.processes()) == 2)
     server.process.send_signal(signal.SIGHUP)
     until(lambda: old[1] not in server.processes() and len(server.processes()) == 2)
+
+
+async def test_processes_that_end_again_and_again_are_replaced_after_longer_and_longer_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, pauses, lives, done = 0.0, list[float](), [20, *8 * [9], 11, 0], asyncio.Event()
+
+    class Child:
+        number = 1
+
+        async def serve(self, told: bytes) -> None:
+            pass
+
+        async def ended(self) -> int:
+            nonlocal now
+            if not lives:
+                done.set()
+                await asyncio.Event().wait()
+            now += lives.pop(0)
+            return 1
+
+        async def stop(self, grace_seconds: float) -> None:
+            pass
+
+    async def spawn(environment: object) -> Child:
+        return Child()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(supervisor._Child, "spawn", spawn)
+    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: now), raising=False)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    processes = supervisor._Processes(Settings.model_validate({}), Exposed("", ""))
+    await processes.spawn()
+    async with processes.serving(""):
+        await done.wait()
+    assert pauses == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 0, 0.1]
 
 
 def test_processes_of_a_newer_version_do_not_serve_from_the_schema_of_the_one_before(server: Server) -> None:
