@@ -10,11 +10,14 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from cunho_server import logs
 from cunho_server.address import READY, reserved
@@ -23,6 +26,8 @@ from cunho_server.settings import Settings
 from cunho_storage import embedded
 
 log = logging.getLogger(__name__)
+
+Started = TypeVar("Started")
 
 #: Pause before another process takes the place of one that ended soon, doubled each time, and the longest pause: one that
 #: lived longer than that is replaced at once.
@@ -51,24 +56,44 @@ async def serve(settings: Settings) -> None:
         address = f"{settings.address.rpartition(':')[0]}:{kept.getsockname()[1]}"
         settings = settings.model_copy(update={"address": address})
         async with AsyncExitStack() as stack:
-            processes = await stack.enter_async_context(_loading(settings, metrics))
-            from cunho_server import development
-            from cunho_server.opening import opened
-
-            dsn = await stack.enter_async_context(_postgresql(settings))
-            database = await stack.enter_async_context(opened(settings, dsn))
-            if settings.development:
-                await development.register(database)
-            await stack.enter_async_context(processes.serving(dsn))
-            log.info("serving on %s by %d processes", address, settings.processes)
-            if metrics.address:
-                log.info("metrics on http://%s/metrics", metrics.address)
-            if settings.development:
-                await development.welcome(address, settings, database)
+            processes = await _unless(stopped, _started(stack, settings, metrics))
+            if processes is None:
+                log.info("stopping: it did not serve yet")
+                return
             renewal = asyncio.create_task(processes.renew_at(renewing))
             await stopped.wait()
             log.info("stopping: calls under way may take %g s more", settings.shutdown_seconds)
             renewal.cancel()
+
+
+async def _unless(stopped: asyncio.Event, start: Coroutine[Any, Any, Started]) -> Started | None:
+    """What was started; None if the event is set before, and then the start is given up."""
+    starting, told = asyncio.create_task(start), asyncio.create_task(stopped.wait())
+    await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if stopped.is_set():
+        starting.cancel()
+    await asyncio.wait({starting})
+    return None if starting.cancelled() else starting.result()
+
+
+async def _started(stack: AsyncExitStack, settings: Settings, metrics: Exposed) -> "_Processes":
+    """The processes, which serve until the stack is closed. Raises StartError."""
+    processes = await stack.enter_async_context(_loading(settings, metrics))
+    from cunho_server import development
+    from cunho_server.opening import opened
+
+    dsn = await stack.enter_async_context(_postgresql(settings))
+    database = await stack.enter_async_context(opened(settings, dsn))
+    if settings.development:
+        await development.register(database)
+    await stack.enter_async_context(processes.serving(dsn))
+    log.info("serving on %s by %d processes", settings.address, settings.processes)
+    if metrics.address:
+        log.info("metrics on http://%s/metrics", metrics.address)
+    if settings.development:
+        await development.welcome(settings.address, settings, database)
+    return processes
 
 
 class _Child:
@@ -76,6 +101,7 @@ class _Child:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self._serves = False
 
     @classmethod
     async def spawn(cls, environment: Mapping[str, str]) -> "_Child":
@@ -101,6 +127,7 @@ class _Child:
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(_START_SECONDS):
                 if await self._process.stdout.readline() == READY:
+                    self._serves = True
                     return
         await self.stop(0)
         raise StartError(
@@ -112,8 +139,14 @@ class _Child:
         return await self._process.wait()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Has it end when its calls under way have, or at the end of the grace; kills it if it does not."""
+        """Has it end when its calls under way have, or at the end of the grace; kills it if it does not.
+
+        One that does not serve yet is killed at once: it has no calls, and what it waits for may take long.
+        """
         assert self._process.stdin
+        if not self._serves:
+            with suppress(ProcessLookupError):
+                self._process.kill()
         self._process.stdin.close()
         try:
             async with asyncio.timeout(grace_seconds + _STOP_SECONDS):
@@ -261,15 +294,29 @@ async def _postgresql(settings: Settings) -> AsyncIterator[str]:
         await refuse_unfit(settings.database_url)
         yield settings.database_url
         return
-    own = await asyncio.to_thread(embedded.start, settings.data_dir, connections=embedded_connections(settings))
+    own = await _embedded(settings.data_dir, embedded_connections(settings))
     keeping = asyncio.create_task(_keep_up(own))
     try:
         await refuse_unfit(own.dsn)
         yield own.dsn
     finally:
         keeping.cancel()
+        own.stop()  # before anything is waited for: here, too, a start may be given up
         await asyncio.wait({keeping})
-        own.stop()
+
+
+async def _embedded(folder: Path, connections: int) -> embedded.Embedded:
+    """The PostgreSQL of the folder, started; if it is given up meanwhile, it is stopped. Raises EmbeddedError."""
+    given_up = threading.Event()
+    start = partial(embedded.start, folder, connections=connections, given_up=given_up)
+    starting = asyncio.create_task(asyncio.to_thread(start))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        given_up.set()
+        with suppress(embedded.EmbeddedError):
+            (await starting).stop()
+        raise
 
 
 async def _keep_up(own: embedded.Embedded) -> None:

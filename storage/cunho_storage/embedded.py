@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from socket import AF_UNIX
@@ -51,14 +52,16 @@ class EmbeddedError(Exception):
 class Embedded:
     """A running PostgreSQL of our own; `dsn` is the URL to connect with."""
 
-    def __init__(self, dsn: str, launch: "Callable[[], subprocess.Popen[Any]]", undo: ExitStack) -> None:
+    def __init__(
+        self, dsn: str, launch: "Callable[[], subprocess.Popen[Any]]", undo: ExitStack, given_up: threading.Event
+    ) -> None:
         self.dsn = dsn
         self._launch = launch
         self._process = launch()
         self._undo = undo.pop_all()
         #: Held by a start and by the stop: a start under way in another thread would leave its process behind.
         self._changing = threading.Lock()
-        self._stopped = False
+        self._given_up = given_up
 
     def ended(self) -> bool:
         """True once PostgreSQL has ended by itself, or was killed."""
@@ -70,13 +73,13 @@ class Embedded:
         Raises EmbeddedError.
         """
         with self._changing:
-            if not self._stopped:
+            if not self._given_up.is_set():
                 self._process = self._launch()
 
     def stop(self) -> None:
         """Shuts PostgreSQL down, waits for its end and releases the data folder; a second call does nothing."""
+        self._given_up.set()
         with self._changing:
-            self._stopped = True
             _end(self._process)
             self._undo.close()
 
@@ -88,7 +91,9 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "cunho"
 
 
-def start(folder: Path, *, durable: bool = True, connections: int = 200) -> Embedded:
+def start(
+    folder: Path, *, durable: bool = True, connections: int = 200, given_up: threading.Event | None = None
+) -> Embedded:
     """The PostgreSQL of a data folder, accepting connections; folder and database are made where missing.
 
     One that a killed process left running is stopped first.
@@ -96,9 +101,10 @@ def start(folder: Path, *, durable: bool = True, connections: int = 200) -> Embe
     Args:
         durable: False gives up safety in a crash: for tests alone.
         connections: how many it accepts at once.
+        given_up: set by another thread that waits for this no longer: what takes its time, as recovery does, is ended.
     Raises EmbeddedError, and then leaves nothing running.
     """
-    folder = folder.absolute()
+    folder, given_up = folder.absolute(), given_up or threading.Event()
     with _explained(folder), ExitStack() as undo:
         user = _User.of(_data(folder))
         _make(folder, user)
@@ -111,15 +117,17 @@ def start(folder: Path, *, durable: bool = True, connections: int = 200) -> Embe
 
         def launch() -> subprocess.Popen[Any]:
             with _explained(folder):
-                process = _launch(data, user, programs, *settings)
+                _pause(given_up, 0)
+                process = _launch(data, user, programs, given_up, *settings)
                 try:
-                    _wait(process, folder, lambda: user.run(programs / "pg_isready", "-h", socket, check=False))
+                    is_ready = partial(user.run, programs / "pg_isready", "-h", socket, check=False)
+                    _wait(process, folder, is_ready, given_up)
                 except BaseException:
                     _end(process)
                     raise
                 return process
 
-        return Embedded(_dsn(socket), launch, undo)
+        return Embedded(_dsn(socket), launch, undo, given_up)
 
 
 @contextmanager
@@ -284,7 +292,9 @@ def _socket_folder(folder: Path, user: _User, undo: ExitStack) -> Path:
     return socket
 
 
-def _launch(data: Path, user: _User, programs: Path, *settings: str) -> subprocess.Popen[Any]:
+def _launch(
+    data: Path, user: _User, programs: Path, given_up: threading.Event, *settings: str
+) -> subprocess.Popen[Any]:
     """PostgreSQL's process, in place of one left behind."""
     log = data.parent / "postgres.log"
     log.touch(mode=0o600)  # it quotes statements
@@ -293,7 +303,7 @@ def _launch(data: Path, user: _User, programs: Path, *settings: str) -> subproce
         if not _locks(lock):
             # Fails if its first process was killed. The others have not noticed yet; they end by themselves.
             user.run(programs / "pg_ctl", "stop", "-D", data, "-m", "fast", check=False)
-            _wait_for(lock, data)
+            _wait_for(lock, data, given_up)
         for stale in (data / "postmaster.pid", data.parent / "socket" / ".s.PGSQL.5432.lock"):
             stale.unlink(missing_ok=True)
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -310,7 +320,7 @@ def _locks(lock: IO[str]) -> bool:
     return True
 
 
-def _wait_for(lock: IO[str], data: Path) -> None:
+def _wait_for(lock: IO[str], data: Path, given_up: threading.Event) -> None:
     """Waits for the lock. Raises EmbeddedError."""
     end = time.monotonic() + _LEFT_BEHIND_SECONDS
     while not _locks(lock):
@@ -319,17 +329,25 @@ def _wait_for(lock: IO[str], data: Path) -> None:
                 f"processes of an earlier PostgreSQL still use {data} after {_LEFT_BEHIND_SECONDS} s: end them, or choose "
                 "another data folder with CUNHO_DATA_DIR"
             )
-        time.sleep(0.02)
+        _pause(given_up)
 
 
-def _wait(process: subprocess.Popen[Any], folder: Path, is_ready: Callable[[], bool]) -> None:
+def _wait(
+    process: subprocess.Popen[Any], folder: Path, is_ready: Callable[[], bool], given_up: threading.Event
+) -> None:
     """Waits until PostgreSQL accepts connections, which after a crash takes as long as its recovery does."""
     while not is_ready():
         if process.poll() is not None:
             log = folder / "postgres.log"
             last_lines = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
             raise EmbeddedError(f"PostgreSQL did not start; the last lines of {log}:\n{last_lines}")
-        time.sleep(0.02)
+        _pause(given_up)
+
+
+def _pause(given_up: threading.Event, seconds: float = 0.02) -> None:
+    """Waits a moment. Raises EmbeddedError if nobody else waits any longer."""
+    if given_up.wait(seconds):
+        raise EmbeddedError("the embedded PostgreSQL was stopped before it had started")
 
 
 def _end(process: subprocess.Popen[Any]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 from tests.end_to_end.requests_of import BY_NAME, call
@@ -37,6 +39,7 @@ from cunho import Client, Refused, v1
 from cunho_server import supervisor
 from cunho_server.exposition import Exposed
 from cunho_server.settings import Settings
+from cunho_storage import migrations
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +341,56 @@ def test_an_interrupt_stops_all_of_it(data_dir: Path) -> None:
         assert server.ended() == 0
         assert not any(Path(f"/proc/{number}").exists() for number in processes)
         assert postgres_process(data_dir) == 0
+
+
+def test_a_server_that_waits_for_the_schema_stops_when_it_is_told_to(data_dir: Path, tmp_path: Path) -> None:
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with serving(data_dir) as holder, asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(holder.dsn))
+        try:
+            runner.run(connection.execute(f"SELECT pg_advisory_lock({migrations._LOCK})"))
+            starting = Server(tmp_path / "data", DATABASE_URL=holder.dsn)
+            until(lambda: holder.sql(waiting) == [(1,)])
+            assert starting.stop() == 0
+            until(lambda: holder.sql(waiting) == [(0,)])
+        finally:
+            runner.run(connection.close())
+    assert "Traceback" not in starting.log
+
+
+def test_a_server_that_waits_for_its_processes_stops_when_it_is_told_to(data_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and answers none of them
+        starting = Server(data_dir, PROCESSES=2, TOKEN_JWKS=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with silent.accept()[0]:
+            processes = starting.processes()
+            assert starting.stop() == 0
+    assert len(processes) == 2
+    assert not any(Path(f"/proc/{number}").exists() for number in processes)
+    assert postgres_process(data_dir) == 0
+    assert re.findall("killed|cannot be fetched|Traceback", starting.log) == []
+
+
+def test_a_server_that_waits_for_an_earlier_postgres_stops_when_it_is_told_to(data_dir: Path) -> None:
+    with serving(data_dir) as killed:
+        ((lingering,),) = killed.sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'cunho-server' LIMIT 1")
+        os.kill(lingering, signal.SIGSTOP)
+        os.kill(postgres_process(data_dir), signal.SIGKILL)
+        killed.kill()
+        starting = Server(data_dir)
+        until(lambda: (data_dir / "lock").read_text() == str(starting.process.pid))
+        assert starting.stop() == 0
+        os.kill(lingering, signal.SIGKILL)
+    assert "Traceback" not in starting.log
+
+
+def test_a_server_that_is_stopped_while_its_database_is_made_makes_it_whole_at_the_next_start(data_dir: Path) -> None:
+    new = data_dir.with_name("new")
+    starting = Server(new)
+    until(lambda: [*new.glob("partial-*/PG_VERSION")])
+    assert starting.stop() == 0
+    assert postgres_process(new) == 0
+    with serving(new) as server:
+        assert health(server) == SERVING
 
 
 def test_an_address_in_use_is_refused_even_by_a_server_that_shares_its_own(data_dir: Path) -> None:

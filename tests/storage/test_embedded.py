@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -229,17 +230,27 @@ async def test_processes_that_outlive_the_first_one_for_long_are_told(
     postgres.start_again()
 
 
-async def test_a_stop_while_it_is_started_again_leaves_nothing_running(
+async def test_a_stop_while_it_is_started_again_does_not_wait_and_leaves_nothing_running(
     lingering: tuple[Embedded, int], folder: Path
 ) -> None:
     postgres, number = lingering
     starting = asyncio.create_task(asyncio.to_thread(postgres.start_again))
     assert not (await asyncio.wait([starting], timeout=0.3))[0]
-    stopping = asyncio.create_task(asyncio.to_thread(postgres.stop))
-    await asyncio.wait([stopping], timeout=0.3)
+    await asyncio.to_thread(postgres.stop)
+    with pytest.raises(EmbeddedError, match="was stopped before it had started"):
+        await starting
     os.kill(number, signal.SIGCONT)
-    await asyncio.gather(starting, stopping)
     assert embedded.running(folder) is None
+
+
+async def test_a_start_that_is_given_up_leaves_nothing_running(folder: Path) -> None:
+    given_up = threading.Event()
+    given_up.set()
+    with pytest.raises(EmbeddedError, match="was stopped before it had started"):
+        embedded.start(folder, given_up=given_up)
+    assert embedded.running(folder) is None
+    with running(folder) as postgres:
+        assert await ask(postgres.dsn, "SELECT 1") == 1
 
 
 async def test_a_kill_while_the_database_is_made_is_no_obstacle(open_folder: Path) -> None:
