@@ -206,6 +206,15 @@ async def reach(dsn: str, **options: Any) -> DriverConnection:
     return await asyncpg.connect(last, timeout=5, **options)
 
 
+async def leave(connection: DriverConnection) -> None:
+    """Closes a connection of the driver; without a word, if its server does not answer soon."""
+    closing = asyncio.create_task(connection.close())
+    if not (await asyncio.wait({closing}, timeout=_MARGIN_SECONDS))[0]:
+        connection.terminate()
+        closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+
+
 def _each_host(dsn: str) -> list[str]:
     parts = urlsplit(dsn)
     user, at, hosts = parts.netloc.rpartition("@")

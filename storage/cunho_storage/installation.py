@@ -10,7 +10,7 @@ from typing import NamedTuple
 import asyncpg
 
 from cunho_storage import migrations
-from cunho_storage.database import GUARDS, DriverConnection, reach
+from cunho_storage.database import GUARDS, DriverConnection, leave, reach
 from cunho_storage.embedded import MAY_LOSE_DATA
 from cunho_storage.migrations import APP_ROLE, Applied
 from cunho_storage.soundness import CONTRADICTIONS
@@ -63,7 +63,7 @@ async def examine(dsn: str, *, connections: int) -> list[Finding]:
             found += await _contradictions(connection)
         return found + await _drift(connection, actual, applied)
     finally:
-        await connection.close()
+        await leave(connection)
 
 
 # --- PostgreSQL itself
@@ -75,7 +75,7 @@ async def refuse_unfit(dsn: str) -> None:
     try:
         problems = [finding for finding in await unfit(connection) if finding.is_problem]
     finally:
-        await connection.close()
+        await leave(connection)
     if problems:
         raise UnfitError("\n".join(map(str, problems)))
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import asyncpg
 
-from cunho_storage.database import DriverConnection, reach
+from cunho_storage.database import DriverConnection, leave, reach
 
 #: The role that statements run as: it owns no table, so it can neither change the schema nor delete an image's row.
 APP_ROLE = "cunho_app"
@@ -89,7 +89,7 @@ async def migrate(dsn: str) -> list[str]:
             "migrate when it has ended"
         )
     finally:
-        await connection.close()
+        await leave(connection)
 
 
 async def pending(dsn: str) -> list[str]:
@@ -98,7 +98,7 @@ async def pending(dsn: str) -> list[str]:
     try:
         return [name for _, name, _ in _missing(await applied(connection))]
     finally:
-        await connection.close()
+        await leave(connection)
 
 
 async def applied(connection: DriverConnection) -> dict[int, Applied]:
