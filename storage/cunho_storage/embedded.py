@@ -208,9 +208,10 @@ def _make(folder: Path, user: _User) -> None:
         os.chown(folder, -1, user.gid)
         folder.chmod(0o710)
     if not user.reaches(folder):
+        as_root = ", as whom PostgreSQL runs because it refuses root" if os.geteuid() == 0 else ""
         raise EmbeddedError(
-            f"the data folder {folder} is closed to user {user.uid}, as whom PostgreSQL runs because it refuses root: "
-            "choose another with CUNHO_DATA_DIR, below folders that everybody may enter, such as /var/lib"
+            f"the data folder {folder} is closed to user {user.uid}{as_root}: choose another with CUNHO_DATA_DIR, below "
+            "folders that everybody may enter, such as /var/lib"
         )
 
 

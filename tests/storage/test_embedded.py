@@ -314,6 +314,15 @@ def test_a_folder_that_cannot_be_made_is_refused_with_the_reason(open_folder: Pa
         embedded.start(open_folder / "file" / "data")
 
 
+def test_a_folder_that_is_closed_to_its_user_is_refused_without_a_word_of_root(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(embedded._User, "reaches", lambda user, path: False)
+    with pytest.raises(EmbeddedError, match=f"{open_folder} is closed to user 12345: choose another with CUNHO_DATA"):
+        embedded.start(open_folder)
+
+
 async def test_no_installed_postgres_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with running(folder) as postgres:
