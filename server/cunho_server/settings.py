@@ -356,9 +356,14 @@ class Settings(BaseSettings):
             )
 
     def _in_the_way(self) -> Iterator[str]:
-        """What would take some of the calls, since processes share their ports."""
+        """What would take some of the calls, since processes share their ports; and ports that there are not."""
         first, port = (int(address.rpartition(":")[2] or 0) for address in (self.admin_address, self.address))
         ports = range(first, first + self.processes)
+        if ports[-1] > 65535:
+            yield (
+                f"CUNHO_ADMIN_ADDRESS takes the ports {ports[0]} to {ports[-1]}, one for each process, and the last is "
+                "65535: give it lower ones"
+            )
         if first and port in ports and _meet(self.admin_address, self.address):
             yield (
                 f"CUNHO_ADMIN_ADDRESS takes the ports {ports[0]} to {ports[-1]}, one for each process, and {port} is that "

@@ -214,6 +214,12 @@ def test_what_shows_every_call_does_not_take_the_port_of_calls(address: str) -> 
     assert refused(address="127.0.0.1:50052", admin_address=address, processes="3") == [wrong]
 
 
+def test_there_is_a_port_for_each_process_that_shows_its_calls() -> None:
+    wrong = "CUNHO_ADMIN_ADDRESS takes the ports 65534 to 65536, one for each process, and the last is 65535: give it lower ones"
+    assert refused(admin_address="127.0.0.1:65534", processes="3") == [wrong]
+    assert settings.load({"admin_address": "127.0.0.1:65534", "processes": "2"}).processes == 2
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:50053", "127.0.0.1:50049", "127.0.0.2:50052", "[::1]:50052", ""])
 def test_what_shows_every_call_may_have_any_other_port(address: str) -> None:
     chosen = settings.load({"address": "127.0.0.1:50052", "admin_address": address, "processes": "3"})
