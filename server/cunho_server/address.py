@@ -18,8 +18,8 @@ class AddressError(Exception):
     """The address cannot be listened on; the message says what to do."""
 
 
-def reserved(address: str) -> socket.socket:
-    """A socket that keeps the address, and its port, for the processes to share. Raises AddressError."""
+def reserved(address: str, variable: str = "CUNHO_ADDRESS") -> socket.socket:
+    """A socket that keeps the address of that variable, and its port, for the processes to share. Raises AddressError."""
     port = int(address.rpartition(":")[2])
     try:
         (family, place), *others = _places(host_of(address), port)
@@ -37,7 +37,7 @@ def reserved(address: str) -> socket.socket:
     except OSError as error:
         raise AddressError(
             f"cannot listen on {address} ({error.strerror}): stop what listens there, or choose another address with "
-            "CUNHO_ADDRESS"
+            f"{variable}"
         ) from error
 
 

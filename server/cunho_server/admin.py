@@ -20,11 +20,9 @@ async def serving(settings: Settings, index: int) -> AsyncIterator[str]:
     Args:
         index: which of the server's processes this is.
     """
-    if not settings.admin_address:
+    if not (address := settings.admin_address_of(index)):
         yield ""
         return
-    host, _, port = settings.admin_address.rpartition(":")
-    address = f"{host}:{int(port) + index if int(port) else 0}"
     # Shared, since a process that takes over from this one starts before this one ends.
     server = grpc.aio.server(options=(("grpc.so_reuseport", 1),))
     channelz.add_channelz_servicer(server)
@@ -37,6 +35,6 @@ async def serving(settings: Settings, index: int) -> AsyncIterator[str]:
         ) from None
     await server.start()
     try:
-        yield f"{host}:{taken}"
+        yield f"{address.rpartition(':')[0]}:{taken}"
     finally:
         await server.stop(0)

@@ -380,6 +380,11 @@ class Settings(BaseSettings):
         """Whether the key set is at a URL, and not in a file."""
         return "://" in self.token_jwks
 
+    def admin_address_of(self, index: int) -> str:
+        """Where the process with that many before it shows itself; "" for nowhere."""
+        host, _, port = self.admin_address.rpartition(":")
+        return f"{host}:{int(port) + index if int(port) else 0}" if port else ""
+
     @property
     def import_host_list(self) -> tuple[str, ...]:
         """The hosts that images may be imported from."""

@@ -56,6 +56,8 @@ async def serve(settings: Settings) -> None:
         address = f"{settings.address.rpartition(':')[0]}:{kept.getsockname()[1]}"
         settings = settings.model_copy(update={"address": address})
         async with AsyncExitStack() as stack:
+            for each in {settings.admin_address_of(index) for index in range(settings.processes)} - {""}:
+                stack.enter_context(closing(reserved(each, "CUNHO_ADMIN_ADDRESS")))
             processes = await _unless(stopped, _started(stack, settings, metrics))
             if processes is None:
                 log.info("stopping: it did not serve yet")

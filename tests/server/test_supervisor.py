@@ -415,6 +415,19 @@ def test_an_address_in_use_is_refused_even_by_a_server_that_shares_its_own(data_
     assert "Traceback" not in server.log
 
 
+def test_an_admin_address_that_another_server_shares_is_refused(data_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = Server(data_dir, PROCESSES=2, ADMIN_ADDRESS=f"127.0.0.1:{port - 1}")
+        until(lambda: server.process.poll() is not None or "serving on" in server.log)
+        server.stop()
+    assert f"cannot listen on 127.0.0.1:{port} " in server.log
+    assert "choose another address with CUNHO_ADMIN_ADDRESS" in server.log
+
+
 def test_what_keeps_a_process_from_serving_is_said_once_and_the_server_does_not_start(data_dir: Path) -> None:
     wrong = data_dir.parent / "no-key.pem"
     wrong.write_text("no key")
