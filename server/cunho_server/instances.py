@@ -17,6 +17,7 @@ from cunho_server.servicer import Mutation, Servicer, all_of, one_region
 from cunho_server.shape import masked
 from cunho_server.work import step
 from cunho_storage import facts_of, images, instances, regions
+from cunho_storage.database import Conflict
 
 
 class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceServicer):
@@ -121,6 +122,8 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
             image_id = request.image_id or (seen.image_id if seen else "")
             image = await images.locked(connection, image_id, caller.account_id, shared=True)
             instance = await instances.locked(connection, request.instance_id)
+            if instance and not request.image_id and instance.image_id != image_id:
+                raise Conflict("instance")  # another image is to be locked
             facts = Facts(
                 action="ReinstallInstance",
                 caller=caller,

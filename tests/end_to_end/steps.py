@@ -6,9 +6,11 @@ No rule is repeated here: what is refused and why, each test says itself.
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 from google.protobuf.message import Message
@@ -150,6 +152,28 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
         if time.monotonic() > end:
             raise TimeoutError("the condition does not come true")
         time.sleep(0.005)
+
+
+#: Locks an image by its id.
+IMAGE_LOCKED = "SELECT FROM image WHERE image_id = $1 FOR UPDATE"
+_WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+def overtaken(world: World, act: Callable[[], Any], lock: str, change: str, of: str) -> Any:
+    """What a call gives that waits for what is locked until a change is committed; both are SQL with `of` as $1."""
+
+    async def changed() -> Any:
+        connection = await asyncpg.connect(world.dsn)
+        async with connection.transaction():
+            await connection.execute(lock, of)
+            acting = asyncio.get_running_loop().run_in_executor(pool, act)
+            await asyncio.to_thread(until, lambda: world.sql(_WAITING))
+            await connection.execute(change, of)
+        await connection.close()
+        return await acting
+
+    with ThreadPoolExecutor(1) as pool:
+        return asyncio.run(changed())
 
 
 # --- short requests

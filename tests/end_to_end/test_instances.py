@@ -1,22 +1,20 @@
 """Instances: what they are launched from, what they remember of it, and which life they have."""
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import asyncpg
 import pytest
 from tests.end_to_end.steps import (
     GIB,
+    IMAGE_LOCKED,
     SHA256,
     Held,
     assert_explained,
     deprecate,
     import_image,
+    overtaken,
     refused,
     rename,
-    until,
 )
 from tests.world import GUANGZHOU, SHANGHAI, ZONES, Tenant, World
 
@@ -198,25 +196,12 @@ def test_an_instance_type_exists(world: World) -> None:
 
 # --- INS-3
 
-LOCKED = "SELECT FROM image WHERE image_id = $1 FOR UPDATE"
-WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-
 
 def launched_while(world: World, caller: Tenant, image_id: str, change: str) -> Operation[v1.CreateInstanceResponse]:
     """A launch that begins before a change of the image is committed, and waits for it."""
-
-    async def changed() -> Operation[v1.CreateInstanceResponse]:
-        connection = await asyncpg.connect(world.dsn)
-        async with connection.transaction():
-            await connection.execute(LOCKED, image_id)
-            launching = asyncio.get_running_loop().run_in_executor(pool, launch, caller, image_id)
-            await asyncio.to_thread(until, lambda: world.sql(WAITING))
-            await connection.execute(change, image_id)
-        await connection.close()
-        return await launching
-
-    with ThreadPoolExecutor(1) as pool:
-        return asyncio.run(changed())
+    launched: Operation[v1.CreateInstanceResponse]
+    launched = overtaken(world, lambda: launch(caller, image_id), IMAGE_LOCKED, change, image_id)
+    return launched
 
 
 @pytest.mark.rule("INS-3", "SHR-11")
@@ -312,6 +297,18 @@ def test_a_reinstalled_instance_remembers_the_new_image(world: World) -> None:
     assert instance.state == RUNNING
     assert instance.image_id == instance.launch_image.image_id == image.image_id
     assert instance.launch_image.kind == v1.ImageKind.IMAGE_KIND_CUSTOM
+
+
+@pytest.mark.rule("INS-5")
+def test_an_instance_that_got_another_image_while_its_reinstallation_waited_gets_that_one_again(world: World) -> None:
+    owner = world.tenant()
+    before, after = world.image(owner), world.image(owner)
+    instance_id = world.launch(owner, before.image_id).instance_id
+    change = f"UPDATE instance SET image_id = '{after.image_id}' WHERE image_id = $1"
+    operation = overtaken(
+        world, lambda: owner.reinstall_instance(instance_id=instance_id), IMAGE_LOCKED, change, before.image_id
+    )
+    assert operation.result(timeout_seconds=20).image_id == after.image_id
 
 
 @pytest.mark.rule("INS-4", "INS-2")
