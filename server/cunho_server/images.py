@@ -15,7 +15,7 @@ from cunho_server import explaining, making, messages, shown, status
 from cunho_server.servicer import PAGE_SIZE_BYTES, Mutation, Servicer, all_of, one_region
 from cunho_server.shape import masked
 from cunho_storage import accounts, facts_of, images, instances, regions, shares
-from cunho_storage.database import Connection
+from cunho_storage.database import Conflict, Connection
 from cunho_storage.shares import Share
 
 
@@ -110,13 +110,14 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
     async def ImportImage(self, request: pb.ImportImageRequest, context: Any) -> Operation:
         async with self.mutation(request, context) as mutation:
             connection, caller = mutation.connection, mutation.caller
+            place = await accounts.place(connection, caller.account_id, request.region_id, request.name)
             facts = Facts(
                 action="ImportImage",
                 caller=caller,
                 account=await accounts.get(connection, caller.account_id),
                 region_id=request.region_id,
                 region=await regions.get(connection, request.region_id),
-                place=await accounts.place(connection, caller.account_id, request.region_id, request.name),
+                place=place,
                 upload=Upload(
                     request.uri,
                     messages.FORMAT.name(request.format),
@@ -137,8 +138,10 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
                 region_id: await accounts.place(connection, caller.account_id, region_id, wanted[region_id])
                 for region_id in sorted(wanted)
             }
-            account = await accounts.get(connection, caller.account_id)
             image = await images.locked(connection, request.image_id, caller.account_id, shared=True)
+            if image and seen and image.name != seen.name:
+                raise Conflict("image")  # another name is to be free
+            account = await accounts.get(connection, caller.account_id)
             destinations = [
                 Facts(
                     action="CopyImage",

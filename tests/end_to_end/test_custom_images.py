@@ -9,6 +9,7 @@ from google.type.money_pb2 import Money
 from tests import world as worlds
 from tests.end_to_end.steps import (
     GIB,
+    IMAGE_LOCKED,
     SHA256,
     STOCK_URI,
     Held,
@@ -18,6 +19,7 @@ from tests.end_to_end.steps import (
     detail_of,
     import_image,
     names,
+    overtaken,
     publish,
     refused,
     rename,
@@ -714,6 +716,22 @@ def test_an_unshared_image_is_deleted_without_force(world: World) -> None:
 
 
 @pytest.mark.rule("CUS-12")
+def test_a_copy_that_waited_for_a_change_of_its_image_is_of_the_image_as_that_left_it(world: World) -> None:
+    owner = world.tenant()
+    image_id = world.image(owner, "before", description="before").image_id
+    change = "UPDATE image SET name = 'after', description = 'after' WHERE image_id = $1"
+    operation = overtaken(
+        world,
+        lambda: owner.copy_image(image_id=image_id, destinations=to(SHANGHAI)),
+        IMAGE_LOCKED,
+        change,
+        image_id,
+    )
+    (made,) = operation.result(timeout_seconds=20).results
+    assert (made.image.name, made.image.description) == ("after", "after")
+
+
+@pytest.mark.rule("CUS-12")
 def test_a_copy_is_an_independent_image_that_shares_do_not_follow(world: World) -> None:
     owner, recipient = world.tenant(), world.tenant()
     image = world.image(owner, "web", labels={"env": "test"}, family="web")
@@ -955,6 +973,26 @@ def test_an_account_that_is_active_again_makes_images_again(world: World) -> Non
     account = v1.Account(account_id=owner.account_id, state=v1.Account.STATE_ACTIVE)
     world.operator.update_account(account=account, update_mask=["state"])
     assert world.image(owner).state == AVAILABLE
+
+
+#: What an account's calls wait for, and the calls.
+WAITING: dict[str, tuple[str, Callable[[Client, str], object]]] = {
+    "ImportImage": ("account_region WHERE account_id", lambda owner, image_id: import_image(owner, "stock")),
+    "CopyImage": (
+        "image WHERE owner_account_id",
+        lambda owner, image_id: owner.copy_image(image_id=image_id, destinations=to(SHANGHAI)),
+    ),
+}
+
+
+@pytest.mark.rule("CUS-13")
+@pytest.mark.parametrize("action", WAITING)
+def test_an_account_suspended_while_its_call_waited_makes_nothing(world: World, action: str) -> None:
+    owner, (waits_for, act) = world.tenant(), WAITING[action]
+    image_id, lock = world.image(owner).image_id, f"SELECT FROM {waits_for} = $1 FOR UPDATE"
+    suspended = "UPDATE account SET state = 'SUSPENDED' WHERE account_id = $1"
+    with refused("FAILED_PRECONDITION", "ACCOUNT_SUSPENDED", "CUS-13", account_id=owner.account_id, action=action):
+        overtaken(world, lambda: act(owner, image_id), lock, suspended, owner.account_id)
 
 
 # --- CUS-14
