@@ -452,7 +452,7 @@ REFUSALS: dict[Reason, Entry] = {
         Code.INTERNAL,
         "INS-5",
         "a step of {operation} failed {attempts} times and was given up; what it had begun is undone",
-        "Call again later; if it fails again, give the operation's name to the operator.",
+        "Delete what is FAILED now, if anything, and call again later; if it fails again, give the operation's name to the operator.",
         retry=Retry.CALL,
     ),
     Reason.TRANSACTION_CONFLICT: _entry(

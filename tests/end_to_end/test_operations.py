@@ -702,7 +702,7 @@ def test_a_failed_image_holds_its_name_and_no_place_until_it_is_deleted(world: W
     other = import_image(tenant, "another").result(20)
     with driver.failing("import", RuntimeError("broken")):
         operation = import_image(tenant, "failed")
-        error_of(operation)
+        assert error_of(operation).remedy.startswith("Delete what is FAILED")
     (image_id,) = operation.metadata.target_ids
     assert tenant.get_image(image_id=image_id).state == Image.STATE_FAILED
     assert used(tenant) == 1
