@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
 def check(
     rule: str, stage: Stage, *, needs: tuple[str, ...] = ()
 ) -> Callable[[Callable[[Facts], Refusal | None]], Check]:
-    """Makes a function of the facts, which returns the refusal or None, the check of `rule`."""
+    """Turns a function from facts to a refusal or None into the check of `rule`. Raises ValueError if there is none."""
     if rule not in RULES:
         raise ValueError(f"no rule {rule}")
 

@@ -56,7 +56,7 @@ INSTANCES_PER_CALL = 100
 #: Bytes of an imported file, and of the disk in it. Source: CUS-10.
 IMPORT_SIZE_BYTES, IMPORT_DISK_BYTES = 50 * GIB, 500 * GIB
 
-#: The largest smallest disk and memory that an image may ask for.
+#: The most that an image may ask for as its smallest disk and memory.
 MIN_DISK_BYTES_MAX, MIN_MEMORY_BYTES_MAX = 500 * GIB, 24 * 1024 * GIB
 
 #: Seconds after which a refused call that may succeed later should be sent again.

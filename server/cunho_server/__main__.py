@@ -1,4 +1,4 @@
-"""The command `cunho-server`: reads its words, and says in a sentence what was refused. What they do is in `commands`."""
+"""The command `cunho-server`: reads its words, and says in a sentence what was refused. `commands` does what they say."""
 
 import argparse
 import os
@@ -82,7 +82,7 @@ def _database_errors() -> tuple[type[Exception], ...]:
     return asyncpg.PostgresError, asyncpg.ClientConfigurationError, OSError
 
 
-# The words
+# --- the words
 
 
 class _Columns(argparse.HelpFormatter):

@@ -1,4 +1,4 @@
-"""What operators look into a process with, on a loopback port of its own: channelz and reflection, without credentials."""
+"""A loopback port of each process for operators to look into it, without credentials: channelz and reflection."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +13,7 @@ from cunho_server.settings import Settings
 
 @asynccontextmanager
 async def serving(settings: Settings, index: int) -> AsyncIterator[str]:
-    """Answers at the address of the settings, its port that many higher as the process has others before it.
+    """Answers at the address of the settings, each process at the port after that of the process before it.
 
     Yields that address; "" if the settings have none. Raises AddressError.
 

@@ -17,7 +17,7 @@ from cunho.v1 import OperationMetadata
 from cunho_rules.model import Caller
 from cunho_rules.refusals import Refusal
 
-#: Metadata key of a call's id, by which its caller and its log find together.
+#: Metadata key of a call's id, by which what its caller saw is found in the log.
 CALL_ID_KEY = "x-request-id"
 
 _CALL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

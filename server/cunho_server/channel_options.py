@@ -1,4 +1,4 @@
-"""How connections are treated, as gRPC's channel options: what one may carry, and when it is asked for a sign of life."""
+"""How connections are treated, as gRPC's channel options: what one may carry, and when it is pinged."""
 
 from cunho_server.settings import Settings
 
@@ -11,7 +11,7 @@ _HANDSHAKE_SECONDS = 2
 #: CANCELLED without a word to whomever it meets, while we refuse those who call too much.
 _WAITING_CALLS = 5000
 
-#: How often a client may ask for a sign of life itself.
+#: How often a client may ping.
 _PING_SECONDS = 5
 
 
@@ -36,7 +36,7 @@ def channel_options(settings: Settings, *, shares_port: bool = False) -> tuple[t
         ("grpc.keepalive_timeout_ms", int(settings.keepalive_seconds * 500)),
         ("grpc.http2.ping_timeout_ms", int(settings.keepalive_seconds * 500)),  # it is the shorter one that counts
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),  # no limit: whoever is silent is asked again and again
+        ("grpc.http2.max_pings_without_data", 0),  # no limit: whoever is silent is pinged again and again
         ("grpc.http2.min_ping_interval_without_data_ms", _PING_SECONDS * 1000),
         ("grpc.max_connection_age_ms", int(settings.connection_age_seconds * 1000)),
         ("grpc.max_connection_age_grace_ms", int(settings.call_seconds_max * 1000)),

@@ -46,7 +46,7 @@ class Health:
             await self._servicer.set(name, _SERVING if answers else _NOT_SERVING)
 
     async def follow(self, database: Database) -> None:
-        """Tells whenever the database stops to answer, or answers again, until cancelled. At first it does."""
+        """Tells whenever the database stops answering, or answers again, until cancelled. At first it answers."""
         told = True
         while True:
             answers = await database.answers(_ANSWER_SECONDS)

@@ -1,4 +1,4 @@
-"""The ids of what the server makes. That none is used twice is the database's to see to."""
+"""The ids of what the server makes. The database sees to it that none is used twice."""
 
 import secrets
 

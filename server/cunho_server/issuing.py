@@ -1,4 +1,4 @@
-"""What a first installation needs, made: an authority, certificates, a key pair of tokens, and tokens. A larger one
+"""What a first installation needs, made: an authority, certificates, a key pair for tokens, and tokens. A larger one
 has an authority and an issuer of its own, and needs nothing of this. Nothing here serves calls."""
 
 import os
@@ -131,7 +131,7 @@ def _signing_key(settings: Settings, path: Path | None) -> PrivateKey:
     return key
 
 
-# What is made
+# --- what is made
 
 
 def _made(folder: Path, hosts: Sequence[str], clients: Sequence[str]) -> Iterator[Made]:
@@ -236,7 +236,7 @@ def _usage(*, certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(not certificates, False, False, False, False, certificates, certificates, False, False)
 
 
-# Files
+# --- files
 
 
 def _missing(folder: Path, name: str, public: str = "") -> bool:

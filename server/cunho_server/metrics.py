@@ -43,7 +43,7 @@ _OLDEST = Gauge(
 _MEMORY = Gauge("cunho_process_memory_bytes", "Resident memory of each process.", multiprocess_mode="liveall")
 _CPU = Gauge("cunho_process_cpu_seconds", "Processor time of each process.", multiprocess_mode="liveall")
 
-#: How often what is no event is looked at, and how many looks later the operations are.
+#: How often the gauges are set, and at every how many of these times those of the operations.
 _LOOK_SECONDS, _LOOKS = 1, 5
 
 
@@ -57,7 +57,7 @@ def count(call: "Call") -> None:
 
 
 async def follow(admission: "Admission", database: Database) -> None:
-    """Keeps up to date, until cancelled, what is no event: what is under way, connections, operations, the process."""
+    """Sets the gauges again and again, until cancelled: calls under way, connections, operations, the process."""
     look = 0
     while True:
         sample(admission, database)
@@ -68,7 +68,7 @@ async def follow(admission: "Admission", database: Database) -> None:
 
 
 def sample(admission: "Admission", database: Database) -> None:
-    """Takes what is under way now, the connections, and what the process uses."""
+    """Sets the gauges of the calls under way, the connections, and what the process uses."""
     usage = database.usage
     _UNDER_WAY.labels("call").set(admission.calls)
     _UNDER_WAY.labels("wait").set(admission.waits)

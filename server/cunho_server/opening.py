@@ -104,7 +104,7 @@ async def pending(settings: Settings) -> list[str]:
 
 
 async def apply_catalog(settings: Settings, path: Path) -> "Applied":
-    """Applies a catalogue file to the database, and no other if that is empty; what that did. Raises CatalogError."""
+    """Applies a catalogue file, the only one even if the database is empty; what that did. Raises CatalogError."""
     from cunho_server import catalog
     from cunho_server.apply import apply
 

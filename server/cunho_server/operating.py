@@ -1,4 +1,4 @@
-"""What the operator asks for on a command line, asked of a service in this process: the same rules and the same log.
+"""What the operator asks for on a command line, answered by a service in this process: the same rules, the same log.
 
 The service is there for one command, on a loopback port, and takes only the tokens of a key that is thrown away with it.
 """

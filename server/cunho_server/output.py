@@ -1,4 +1,4 @@
-"""What commands print, which somebody may read only the beginning of, or write to a file."""
+"""Printing what commands say: its reader may stop early, and the disk that it is written to may be full."""
 
 import os
 import sys

@@ -1,7 +1,7 @@
 """How many calls a second an account may make: as many as the settings say, and fewer while this process falls behind.
 
-Then the pace goes down, step by step, until those who call most make room, and up again once calls are taken up in time;
-whoever calls less than the pace, or one call after the other, notices nothing. Nothing here knows gRPC.
+Then the pace goes down, step by step, until those who call most make room, and up again once calls are taken up in
+time; whoever calls less than the pace, or one call after the other, notices nothing. Nothing here knows gRPC.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ _DELAY_SECONDS_MAX, _LATE_MAX, _BUSY_MIN = 0.025, 2, 0.5
 #: Pause from one look at that to the next, and after a late one.
 _LOOK_SECONDS, _LOOK_SECONDS_LATE = 0.05, 0.01
 
-#: What a look makes of the pace: when the process is behind, at first so much that what waits is soon gone; when it is in
-#: time; and when besides few calls came.
+#: What a look multiplies the pace by: the first time that the process is behind, so much that what waits is soon gone;
+#: while it is still behind; when it is in time; and when it is in time and so few calls came, as a part of the pace.
 _SLOWER_AT_FIRST, _SLOWER, _FASTER, _MUCH_FASTER, _FEW = 0.1, 0.7, 1.02, 1.5, 0.5
 
 #: How much the last look counts in how many calls are let in each second.
@@ -73,7 +73,7 @@ class Pace:
         """Whether the account may make a call now, which then counts.
 
         Args:
-            alone: that it has no other under way. Who waits for each answer cannot hold up others by much, and is kept
+            alone: whether it has no other under way. Who waits for each answer cannot hold up others by much, and is kept
                 to the pace of the settings alone.
         """
         now, slowed = self._clock(), self.slowed

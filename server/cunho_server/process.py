@@ -38,8 +38,8 @@ async def _serve(settings: Settings, dsn: str, index: int) -> None:
     database = database_of(settings, dsn)
     try:
         async with app.serving(settings, database, index=index, shares_port=True):
-            # All that is there now stays. To go through it in each full search for garbage takes 20 ms, and every call waits;
-            # to search it once now takes five times that, and finds less than a hundredth.
+            # All that is there now stays. To go through it in each full search for garbage takes 20 ms, and every call
+            # waits; to search it once now takes five times that, and finds less than a hundredth.
             gc.freeze()
             gc.enable()
             os.write(sys.stdout.fileno(), READY)

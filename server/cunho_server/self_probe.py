@@ -1,7 +1,7 @@
 """Whether this process takes up calls in time: asked by calls that it makes to itself, on sockets of its own.
 
-What a busy process has not taken up yet waits in the servers of gRPC, where nothing counts it. A call of its own waits with
-the others of that server.
+What a busy process has not taken up yet waits in the servers of gRPC, where nothing counts it. A call of its own waits
+with the others of that server.
 """
 
 import asyncio

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
@@ -32,6 +32,8 @@ _LOOK_SECONDS = 0.5
 _PAUSE_SECONDS, _PAUSE_SECONDS_MAX = 0.1, 60
 
 _HOUR_SECONDS = 3600
+
+_Steps: TypeAlias = Sequence[Mapping[str, Any]]
 
 #: Methods each of whose steps stands for itself: one that fails keeps no other from being done.
 _APART = ("CopyImage",)
@@ -235,7 +237,7 @@ class Work:
         except Refusal as refusal:
             _fail(step, refusal)
 
-    async def _save(self, operation: Operation, steps: Sequence[Mapping[str, Any]]) -> None:
+    async def _save(self, operation: Operation, steps: _Steps) -> None:
         async with self._database.connection() as connection:
             if not await operations.save(connection, operation, [messages.step_to_store(each) for each in steps]):
                 raise _Lost
@@ -308,7 +310,7 @@ def _fail(step: dict[str, Any], refusal: Refusal) -> None:
     step |= {"state": "FAILED", "error": messages.refusal_as_json(refusal)}
 
 
-def _failure(operation: Operation, steps: Sequence[Mapping[str, Any]]) -> Refusal | None:
+def _failure(operation: Operation, steps: _Steps) -> Refusal | None:
     """Why the operation has failed; None if it has not, nor if of steps that stand apart one was done."""
     if operation.method in _APART and any(each["state"] == "SUCCEEDED" for each in steps):
         return None
@@ -320,8 +322,6 @@ def _error(step: Mapping[str, Any]) -> Refusal:
 
 
 # --- effects
-
-_Steps = Sequence[Mapping[str, Any]]
 
 
 async def _finished(connection: Connection, operation: Operation, image_id: str) -> pb.Image:

@@ -19,7 +19,7 @@ facts_of      what the rules want to know of several nouns at one moment
 secrets       what the servers of one database share in secret
 requests      answers kept for request ids
 deadlines     how much time the call at hand has left for its statements
-soundness     what must be true of the rows, and the schema cannot hold
+soundness     what must be true of the rows, and no constraint can enforce
 installation  whether PostgreSQL, schema and rights are as they should be
 embedded      the PostgreSQL that the service runs by itself
 ============  =====================================================================

@@ -16,7 +16,7 @@ from cunho_rules import filters
 from cunho_rules.filters import And, Comparison, Not, Or
 from cunho_rules.orders import Key
 
-#: Makes the condition that a comparison is. It is never asked for `!=`, which is NOT with `=`.
+#: Makes the condition of a comparison. It is never asked for `!=`, which is NOT with `=`.
 Compare: TypeAlias = Callable[[Comparison], ColumnBase]
 
 _CASTS = {str: "text", int: "bigint", bool: "boolean", datetime: "timestamptz"}

@@ -1,4 +1,4 @@
-"""What must be true of the stored rows at every moment, whatever was interrupted, and the schema cannot hold.
+"""What must be true of the stored rows at every moment, whatever was interrupted, and no constraint can enforce.
 
 Written in SQL by hand: it judges what the composed statements wrote, and so it shares nothing with them but the names
 of the states.
