@@ -16,7 +16,7 @@ import grpc
 from google.longrunning.operations_pb2 import CancelOperationRequest, DeleteOperationRequest, WaitOperationRequest
 
 # No `timeout` in here: it would end calls early and the server would not know of it.
-SERVICE_CONFIG: dict[str, object] = {
+_SERVICE_CONFIG: dict[str, object] = {
     "methodConfig": [
         {
             "name": [{}],  # every RPC: mutations carry request ids, so they are as safe to repeat as reads
@@ -34,7 +34,7 @@ SERVICE_CONFIG: dict[str, object] = {
     ]
 }
 CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
-    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -42,8 +42,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 )
 """Options for a channel of your own: its calls are repeated, and a connection that is lost is noticed and made anew."""
 
-WAIT_MARGIN_SECONDS = 5
-"""How much longer than the wait itself a WaitOperation call may take, so that its answer can arrive."""
+#: How much longer than the wait itself a WaitOperation call may take, so that its answer can arrive.
+_WAIT_MARGIN_SECONDS = 5
 
 _SECONDS_MAX = 1e9  # gRPC takes more, as what has no end, for a time that is over
 
@@ -115,7 +115,7 @@ class Caller:
     def seconds(self, request: object, timeout_seconds: float | None) -> float:
         """The deadline of a call."""
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
-        return min(seconds, _SECONDS_MAX) + (WAIT_MARGIN_SECONDS if isinstance(request, WaitOperationRequest) else 0)
+        return min(seconds, _SECONDS_MAX) + (_WAIT_MARGIN_SECONDS if isinstance(request, WaitOperationRequest) else 0)
 
 
 def _sendable(what: str, text: str) -> str:

@@ -121,7 +121,7 @@ DEPRECATE_IMAGE = action(
     images.shared_not_modifiable,
     images.owner_only,
     images.image_etag,
-    images.available_to_retire,
+    images.available_to_deprecate,
 )
 
 DELETE_IMAGE = action(

@@ -177,7 +177,7 @@ def available_to_copy(facts: Facts) -> Refusal | None:
 
 
 @check("PUB-4", Stage.STATE)
-def available_to_retire(facts: Facts) -> Refusal | None:
+def available_to_deprecate(facts: Facts) -> Refusal | None:
     """The image is AVAILABLE."""
     return _unless_available(facts)
 

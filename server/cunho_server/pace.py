@@ -49,7 +49,7 @@ class Pace:
         self._most, self._least = most, min(least, most)
         self._clock = clock
         #: When each account will have been at the pace of the settings, if it makes no more calls until then; and, while
-        #: the pace is slower, when at that.
+        #: the pace is slower, when at that. The algorithm is GCRA, whose theoretical arrival times these are.
         self._even: dict[str, float] = {}
         self._even_slowed: dict[str, float] = {}
         #: When the last refusal is sent.
@@ -73,8 +73,8 @@ class Pace:
         """Whether the account may make a call now, which then counts.
 
         Args:
-            alone: whether it has no other under way. Who waits for each answer cannot hold up others by much, and is kept
-                to the pace of the settings alone.
+            alone: whether it has no other under way. Who waits for each answer cannot hold up others by much, and is
+                kept to the pace of the settings alone.
         """
         now, slowed = self._clock(), self.slowed
         even = max(self._even.get(account, now), now)

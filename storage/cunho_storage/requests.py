@@ -123,8 +123,8 @@ async def begin(connection: Connection, beginning: Beginning, request: Request |
 class Basis:
     """The row that a mutation of one write relies on: nothing is written unless it is as it was looked at.
 
-    Every change of a row has another xmin, the transaction that wrote it. Whatever is to be relied on with the row, such
-    as the shares of an image, is changed together with it.
+    This is optimistic locking. Every change of a row has another xmin, the transaction that wrote it. Whatever is to be
+    relied on with the row, such as the shares of an image, is changed together with it.
 
     Args:
         row: finds it.
