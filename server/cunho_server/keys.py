@@ -305,13 +305,13 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 class _InTime(HTTPHandler, HTTPSHandler):
-    def http_open(self, request: Request) -> HTTPResponse:
+    def http_open(self, req: Request) -> HTTPResponse:
         """Its answer, if that ends in time."""
-        return self.do_open(_Connection, request)
+        return self.do_open(_Connection, req)
 
-    def https_open(self, request: Request) -> HTTPResponse:
+    def https_open(self, req: Request) -> HTTPResponse:
         """Its answer, if that ends in time."""
-        return self.do_open(_SecureConnection, request)
+        return self.do_open(_SecureConnection, req)
 
 
 class _Response(HTTPResponse):
