@@ -33,3 +33,6 @@ if not TYPE_CHECKING:  # checkers know the names from above, and take no others
         if name not in _FILES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"cunho.{_FILES[name]}"), name)
+
+    def __dir__() -> list[str]:
+        return [*__all__, "v1"]
