@@ -70,15 +70,19 @@ async def _apply_image(
     return await _change(connection, stored, {field: values[field] for field in _CHANGEABLE}, _deprecation(wanted))
 
 
-async def _change(connection: Connection, stored: Image, values: dict[str, Any], retired: dict[str, str]) -> str:
-    republished = any(getattr(stored, field) != value for field, value in values.items())
+async def _change(connection: Connection, image: Image, values: dict[str, Any], retired: dict[str, str]) -> str:
+    republished = any(getattr(image, field) != value for field, value in values.items())
+    deprecated = any(getattr(image, field) != value for field, value in retired.items())
+    # What calls that are waited for change stays; one that they delete is not changed.
+    stored = await images.locked(connection, image.image_id, "") if republished or deprecated else None
+    if stored is None:
+        return "unchanged"
     if republished:
         await images.republish(connection, stored._replace(**values))
-    deprecated = any(getattr(stored, field) != value for field, value in retired.items())
     if deprecated:
         state, message = retired["deprecation_state"], retired["deprecation_message"]
         await images.deprecate(connection, stored.image_id, state, stored.replacement_image_id, message)
-    return "changed" if republished or deprecated else "unchanged"
+    return "changed"
 
 
 def _deprecation(image: CatalogImage) -> dict[str, str]:

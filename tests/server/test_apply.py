@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests import world as worlds
+from tests.end_to_end.steps import GIB, IMAGE_LOCKED, overtaken
 from tests.world import CATALOG, FRANKFURT, GUANGZHOU, SHANGHAI, ZONES, Postgres, World
 
 from cunho import v1
@@ -155,6 +156,25 @@ def test_a_published_image_stays_retired_if_the_file_says_nothing_of_it(
     world.operator.deprecate_image(image_id=world.public_image(name=family).image_id, deprecation=deprecation)
     assert apply(image(family, (family, X86_64))) == Applied(0, 0, 3)
     assert world.public_image(name=family).deprecation == deprecation
+
+
+def test_what_calls_change_while_a_file_is_applied_stays(world: World, apply: Apply) -> None:
+    family = new_family()
+    text = image(family, (family, X86_64))
+    apply(text)
+    image_id = world.operator.resolve_image(region_id=GUANGZHOU, family=family).image_id
+    change = "UPDATE image SET replacement_image_id = 'img-00000001' WHERE image_id = $1"
+    changed = overtaken(
+        world,
+        lambda: apply(text.replace("min_disk_gib = 10", f"min_disk_gib = 20\n{RETIRED}")),
+        IMAGE_LOCKED,
+        change,
+        image_id,
+    )
+    assert changed == Applied(0, 3, 0)
+    now = world.operator.get_image(image_id=image_id)
+    assert now.min_disk_bytes == 20 * GIB
+    assert (now.deprecation.state, now.deprecation.replacement_image_id) == (DEPRECATED, "img-00000001")
 
 
 def test_a_file_retires_an_image_and_brings_it_back_by_saying_so(world: World, apply: Apply) -> None:
