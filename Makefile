@@ -53,7 +53,7 @@ run: .venv/installed ## serve on 127.0.0.1:50051; what it needs it brings
 	@exec $(BIN)/cunho-server serve
 
 .PHONY: demo
-demo: .venv/installed ## watch two accounts go the whole way, on the running server or one of its own
+demo: .venv/installed ## watch two accounts make, share, launch and delete an image, on the running server or one of its own
 	@$(BIN)/python client/demo.py
 
 # --- changing it

@@ -1,8 +1,8 @@
 """The catalogue that an operator declares: the regions, instance types and public images of a cloud, read from TOML.
 
-The built-in catalogue, `catalog.toml` beside this file, explains every key. What calls hold too has the shape that the
-API gives it. Everything wrong with a file is told at once, each thing by its place. What applying a catalogue changes
-is not decided here.
+The built-in catalogue, `catalog.toml` beside this file, explains every key. What requests have, too, is held to
+the bounds of the API. Everything wrong with a file is told at once, each thing by its place. What applying a catalogue
+changes is not decided here.
 """
 
 import re

@@ -115,7 +115,7 @@ class Keys:
             self._look_time = now + UNKNOWN_KEY_SECONDS
             self._once()
         if self._reading:
-            await asyncio.shield(self._reading)  # who hangs up does not stop it for the others
+            await asyncio.shield(self._reading)  # a caller that hangs up must not cancel it for the others
 
     def _once(self) -> "asyncio.Task[None]":
         """The reading under way; one begins if there is none."""

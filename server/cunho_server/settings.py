@@ -238,7 +238,7 @@ class Settings(BaseSettings):
     import_hosts: Annotated[str, AfterValidator(_hosts)] = Field(
         "cloud-images.ubuntu.com,cloud.debian.org,download.rockylinux.org,repo.almalinux.org,"
         "download.fedoraproject.org,download.opensuse.org",
-        description="Hosts that images may be imported from, parted by commas; *.example.org allows all hosts below "
+        description="Hosts that images may be imported from, separated by commas; *.example.org allows all hosts below "
         "example.org. If empty, no imports.",
     )
     processes: int = Field(
