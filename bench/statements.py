@@ -21,7 +21,7 @@ Arguments = Sequence[Sequence[Any]]
 
 
 class Script(NamedTuple):
-    """The statements of a call, in a transaction if there are several, and arguments for each connection to go through."""
+    """The statements of a call, in one transaction if several, and arguments for each connection to go through."""
 
     dsn: str
     statements: Sequence[str]

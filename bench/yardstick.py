@@ -1,8 +1,8 @@
 """The bare statements of each call: the least that answers it and keeps the rules.
 
 They are written by hand and stay as they are, whatever the server does. A read is one statement with every column that
-its answer shows. A mutation claims its request id, locks the image, reads the facts after the lock and writes everything
-at once: four statements. Arguments: $1 the account, and of mutations $2 the method and $3 the request id.
+its answer shows. A mutation claims its request id, locks the image, reads the facts after the lock and writes
+everything at once: four statements. Arguments: $1 the account, and of mutations $2 the method and $3 the request id.
 """
 
 from bench.data import insert

@@ -8,8 +8,9 @@ _NAME = "Name of the operation, `operations/op-...`. Required."
 COMMENTS = {
     f"google.longrunning.{name}": comment
     for name, comment in {
-        "Operations": "What takes time, while it is done and after.\n\nAn operation and its effect are written together: "
-        "once it is done, what it made is there. An operation belongs to one account; the operator sees all of them.\n\n"
+        "Operations": "What takes time, while it is done and after.\n\n"
+        "An operation and its effect are written together: once it is done, what it made is there. "
+        "An operation belongs to one account; the operator sees all of them.\n\n"
         "Every call may refuse with CREDENTIALS_MISSING, CREDENTIALS_INVALID, ACTING_NOT_ALLOWED, INVALID_REQUEST,\n"
         "TOO_MANY_CALLS, CALL_TIMED_OUT, SERVICE_STOPPING, DATABASE_UNAVAILABLE and INTERNAL_ERROR; every change with\n"
         "TRANSACTION_CONFLICT; every call with `request_id` with REQUEST_ID_REUSED; every call with an etag with\n"
@@ -27,8 +28,8 @@ COMMENTS = {
         "ListOperationsRequest.filter": "Which operations. Default: all.",
         "ListOperationsRequest.page_size": "Most results in the page, 0 to 2147483647; over 100 is taken as 100, and a "
         "page ends early at 3 MiB. Default: 50.",
-        "ListOperationsRequest.page_token": "next_page_token of the page before; the other fields must be as they were. "
-        "Default: the first page.",
+        "ListOperationsRequest.page_token": "next_page_token of the page before; the other fields must be as they "
+        "were. Default: the first page.",
         "ListOperationsResponse.operations": "The operations of the page.",
         "ListOperationsResponse.next_page_token": "Token of the next page; empty on the last one.",
         "GetOperationRequest.name": _NAME,

@@ -1,4 +1,4 @@
-"""What the README shows is true: its lines are run, in order, against a real server, and its answers are the answers."""
+"""What the README shows is true: its lines are run in order, against a real server, and its answers are the answers."""
 
 import os
 import re

@@ -175,7 +175,7 @@ def _system_roots() -> bytes | None:
     return b"".join(Path(file).read_bytes() for file in files) or None
 
 
-# gRPC says nothing about what is wrong with a file but that it cannot connect; so the standard library tries them first.
+# gRPC says nothing of what is wrong with a file but that it cannot connect; so the standard library tries them first.
 
 
 def _authorities(ca_file: File) -> bytes:

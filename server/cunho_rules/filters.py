@@ -8,8 +8,8 @@ The language is a part of AIP-160 (https://google.aip.dev/160). A filter is empt
 * `OR` binds tighter than `AND`, as in AIP-160: `a = 1 AND b = 2 OR c = 3` means `a = 1 AND (b = 2 OR c = 3)`.
   `NOT` and `-` are the same and bind tightest. Words and field names are case-sensitive.
 * A value is read as its field's type says, quoted or not. Quotes, `"` or `'`, are needed around blanks, around any of
-  `( ) = ! < > " ' \`, around `AND`, `OR`, `NOT`, and for the empty text. Inside them `\"`, `\'`, `\\` and `\*` stand for
-  the second character.
+  `( ) = ! < > " ' \`, around `AND`, `OR`, `NOT`, and for the empty text. Inside them `\"`, `\'`, `\\` and `\*` stand
+  for the second character.
 * `= != < <= > >=` compare: numbers by size, times by moment, text case-sensitively by code point.
   Versions, software and targets have no order.
 * `= "web*"` is true if the text starts with `web`, `!= "web*"` if it does not; `\*` is the character itself.
@@ -56,7 +56,7 @@ Value: TypeAlias = str | int | bool | datetime
 
 @dataclass(eq=False)
 class FilterProblem(Exception):
-    """Why a filter is refused: the field at fault ("" if none), the offset of the character, and the problem in words."""
+    """Why a filter is refused: the field at fault ("" if none), the character's offset, and the problem in words."""
 
     field: str
     position: int

@@ -26,7 +26,7 @@ class Key(NamedTuple):
 
 @dataclass(eq=False)
 class OrderProblem(Exception):
-    """Why an order is refused: the field at fault ("" if none), the offset of the character, and the problem in words."""
+    """Why an order is refused: the field at fault ("" if none), the character's offset, and the problem in words."""
 
     field: str
     position: int

@@ -192,13 +192,15 @@ REFUSALS: dict[Reason, Entry] = {
         Code.PERMISSION_DENIED,
         "ALL-1",
         'these credentials may not act for account "{account_id}"',
-        'Name, in the metadata "cunho-account", an account that the credentials allow; only credentials of the service role act for others.',
+        'Name, in the metadata "cunho-account", an account that the credentials allow; '
+        "only credentials of the service role act for others.",
     ),
     Reason.IMAGE_NOT_FOUND: _entry(
         Code.NOT_FOUND,
         "SEL-2",
         "image {image_id} does not exist or is not visible to you",
-        "Check the id; ListImages shows the images you see. If another account owns it, ask that account to share it with you.",
+        "Check the id; ListImages shows the images you see. "
+        "If another account owns it, ask that account to share it with you.",
     ),
     Reason.IMAGE_FAMILY_NOT_FOUND: _entry(
         Code.NOT_FOUND,
@@ -258,12 +260,14 @@ REFUSALS: dict[Reason, Entry] = {
         Code.PERMISSION_DENIED,
         "SHR-4",
         "image {image_id} is only shared with you: you can launch instances from it, not copy it by {action}",
-        "Ask its owner to copy it and share the copy, or launch an instance and make an image of your own with CreateImage.",
+        "Ask its owner to copy it and share the copy, or launch an instance and "
+        "make an image of your own with CreateImage.",
     ),
     Reason.SHARED_IMAGE_NOT_RESHAREABLE: _entry(
         Code.PERMISSION_DENIED,
         "SHR-5",
-        "image {image_id} is only shared with you: you can launch instances from it, not decide by {action} who else has it",
+        "image {image_id} is only shared with you: you can launch instances from it, "
+        "not decide by {action} who else has it",
         "Ask its owner to share it with the account; LeaveImageShare gives up your own share.",
     ),
     Reason.SHARED_IMAGE_NOT_DELETABLE: _entry(
@@ -349,7 +353,8 @@ REFUSALS: dict[Reason, Entry] = {
         Code.FAILED_PRECONDITION,
         "INS-1",
         "image {image_id} is in {image_region_id}, not in {region_id}",
-        "Choose an image of {region_id}, launch in {image_region_id}, or have a custom image's owner copy it with CopyImage.",
+        "Choose an image of {region_id}, launch in {image_region_id}, "
+        "or have a custom image's owner copy it with CopyImage.",
     ),
     Reason.IMAGE_INCOMPATIBLE_WITH_INSTANCE_TYPE: _entry(
         Code.FAILED_PRECONDITION,
@@ -452,7 +457,8 @@ REFUSALS: dict[Reason, Entry] = {
         Code.INTERNAL,
         "INS-5",
         "a step of {operation} failed {attempts} times and was given up; what it had begun is undone",
-        "Delete what is FAILED now, if anything, and call again later; if it fails again, give the operation's name to the operator.",
+        "Delete what is FAILED now, if anything, and call again later; "
+        "if it fails again, give the operation's name to the operator.",
         retry=Retry.CALL,
     ),
     Reason.TRANSACTION_CONFLICT: _entry(

@@ -50,8 +50,8 @@ SECTIONS: dict[str, dict[str, Rule]] = {
             "The OS family is LINUX or WINDOWS (OTHER for imported images), with platform and version.", "spec"
         ),
         "PUB-4": Rule(
-            "A newer version is published into the same family; the family resolves to the newest usable one; a retired "
-            "one refuses new instances, and instances that exist live on.",
+            "A newer version is published into the same family; the family resolves to the newest usable one; a "
+            "retired one refuses new instances, and instances that exist live on.",
             "spec, docs",
         ),
         "PUB-5": Rule("A public image is licensed and verified by the operator: its trust is PROVIDER.", "spec"),
@@ -100,8 +100,8 @@ SECTIONS: dict[str, dict[str, Rule]] = {
             "docs, ours",
         ),
         "CUS-11": Rule(
-            "A custom image is not deleted while it is being made or copied from, nor while it is shared unless forced; "
-            "instances made from it live on.",
+            "A custom image is not deleted while it is being made or copied from, nor while it is shared unless "
+            "forced; instances made from it live on.",
             "docs, ours",
         ),
         "CUS-12": Rule(
@@ -115,8 +115,8 @@ SECTIONS: dict[str, dict[str, Rule]] = {
             "docs",
         ),
         "CUS-14": Rule(
-            "An account makes images and launches instances only in regions that it is active in, and the operator, who "
-            "is no account, makes and launches none.",
+            "An account makes images and launches instances only in regions that it is active in, and the operator, "
+            "who is no account, makes and launches none.",
             "ours",
         ),
     },
@@ -128,8 +128,8 @@ SECTIONS: dict[str, dict[str, Rule]] = {
         "SHR-5": Rule("A recipient may not share a shared image on.", "spec"),
         "SHR-6": Rule("A recipient may not delete a shared image.", "docs"),
         "SHR-7": Rule(
-            "A shared image is verified by nobody: its trust is UNVERIFIED, and every launch from it carries the warning "
-            "UNVERIFIED_SHARED_IMAGE.",
+            "A shared image is verified by nobody: its trust is UNVERIFIED, and every launch from it carries the "
+            "warning UNVERIFIED_SHARED_IMAGE.",
             "spec",
         ),
         "SHR-8": Rule(
@@ -147,14 +147,15 @@ SECTIONS: dict[str, dict[str, Rule]] = {
             "docs",
         ),
         "SHR-12": Rule(
-            "A recipient never learns who else an image is shared with nor what it was made from, and may leave a share.",
+            "A recipient never learns who else an image is shared with nor what it was made from, "
+            "and may leave a share.",
             "docs, ours",
         ),
     },
     "Instances": {
         "INS-1": Rule(
-            "An instance is launched in a zone of a region, from an image that the caller sees in that region, AVAILABLE "
-            "and not obsolete.",
+            "An instance is launched in a zone of a region, from an image that the caller sees in that region, "
+            "AVAILABLE and not obsolete.",
             "spec, docs",
         ),
         "INS-2": Rule("The instance type's architecture, memory and disk fit the image.", "docs"),
@@ -164,13 +165,13 @@ SECTIONS: dict[str, dict[str, Rule]] = {
             "ours",
         ),
         "INS-4": Rule(
-            "An instance remembers its image as it was at launch, also after the image is gone, and whether it is still "
-            "available.",
+            "An instance remembers its image as it was at launch, also after the image is gone, and whether it is "
+            "still available.",
             "ours",
         ),
         "INS-5": Rule(
-            "An instance is started only from STOPPED, stopped and rebooted only from RUNNING, reinstalled from RUNNING "
-            "or STOPPED, deleted from RUNNING, STOPPED or FAILED; one operation at a time.",
+            "An instance is started only from STOPPED, stopped and rebooted only from RUNNING, reinstalled from "
+            "RUNNING or STOPPED, deleted from RUNNING, STOPPED or FAILED; one operation at a time.",
             "docs",
         ),
         "INS-6": Rule("An instance belongs to one account; to others it answers as one that does not exist.", "ours"),
@@ -194,8 +195,8 @@ SECTIONS: dict[str, dict[str, Rule]] = {
             "ours",
         ),
         "ALL-7": Rule(
-            "How many calls are answered at once, how many an account makes in a second, and how long each may take, is "
-            "bounded; what is over is refused.",
+            "How many calls are answered at once, how many an account makes in a second, and how long each may take, "
+            "is bounded; what is over is refused.",
             "ours",
         ),
     },

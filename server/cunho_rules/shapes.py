@@ -15,8 +15,8 @@ from cunho_rules import actions, filters, limits, orders
 from cunho_rules.refusals import Reason, Refusal, Violation
 
 #: Control characters, and the invisible ones that let one name pose as another: what Unicode calls default ignorable
-#: (bidirectional controls, zero-width characters, fillers, variation selectors, tags, the byte order mark ...), line and
-#: paragraph separators, surrogates, noncharacters.
+#: (bidirectional controls, zero-width characters, fillers, variation selectors, tags, the byte order mark ...), line
+#: and paragraph separators, surrogates, noncharacters.
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     "\u3164\ud800-\udfff\ufdd0-\ufdef\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"

@@ -1,4 +1,4 @@
-"""The command `cunho-server`: reads its words, and says in a sentence what was refused. `commands` does what they say."""
+"""The command `cunho-server`: reads its words and says in a sentence what is refused. `commands` does what they say."""
 
 import argparse
 import os
@@ -143,7 +143,8 @@ def _add_check(words: "_Commands[_Parser]") -> None:
     check = _add(words, "check", commands.check, "tell whether the installation is sound", Settings.model_fields)
     check.usage = "%(prog)s [--json] [--SETTING VALUE ...]"
     check.description = (
-        "Tell whether the installation is sound: PostgreSQL's settings, the schema, the rights of the server's role, the\n"
+        "Tell whether the installation is sound: PostgreSQL's settings, the schema, "
+        "the rights of the server's role, the\n"
         "counters and states that are stored, certificates and keys. Nothing is changed, and servers may be running.\n"
         "Each finding has a line with what to do; the exit code is 1 if one of them is a problem."
     )

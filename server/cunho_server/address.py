@@ -19,7 +19,7 @@ class AddressError(Exception):
 
 
 def reserved(address: str, variable: str = "CUNHO_ADDRESS") -> socket.socket:
-    """A socket that keeps the address of that variable, and its port, for the processes to share. Raises AddressError."""
+    """A socket that keeps that variable's address, and its port, for the processes to share. Raises AddressError."""
     port = int(address.rpartition(":")[2])
     try:
         (family, place), *others = _places(host_of(address), port)

@@ -164,8 +164,9 @@ class Answering(grpc.aio.ServerInterceptor):
 async def _send_status(this: Call, context: Any) -> None:
     """Sets the trailing metadata of an answer; of a refusal, sends it with the status, and raises.
 
-    gRPC keeps in the context what is raised, which keeps the frames that it came through. If they kept the context, each
-    refusal would be a ring, and thousands of them stop the process for a tenth of a second when garbage is searched for.
+    gRPC keeps in the context what is raised, which keeps the frames that it came through. If they kept the context,
+    each refusal would be a ring, and thousands of them stop the process for a tenth of a second when garbage is
+    searched for.
     """
     trailers = ((CALL_ID_KEY, this.call_id),)
     if this.refusal is None:

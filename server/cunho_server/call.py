@@ -97,7 +97,7 @@ class Call:
         return _targets(self.request) | _targets(self.answer)
 
     def refuse(self, refusal: Refusal) -> None:
-        """Ends it by a refusal, without the frames that it came through: they keep the call, which keeps the refusal."""
+        """Ends it by a refusal without the frames that it came through: they keep the call, which keeps the refusal."""
         self.refusal = refusal.with_traceback(None)
         refusal.__context__ = refusal.__cause__ = None
         self.code = refusal.code.value

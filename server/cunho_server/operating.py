@@ -1,6 +1,6 @@
 """What the operator asks for on a command line, answered by a service in this process: the same rules, the same log.
 
-The service is there for one command, on a loopback port, and takes only the tokens of a key that is thrown away with it.
+The service is there for one command, on a loopback port, and takes only tokens of a key that is thrown away with it.
 """
 
 import asyncio

@@ -48,8 +48,8 @@ class Pace:
         self.calls_per_second: float = most
         self._most, self._least = most, min(least, most)
         self._clock = clock
-        #: When each account will have been at the pace of the settings, if it makes no more calls until then; and, while
-        #: the pace is slower, when at that. The algorithm is GCRA, whose theoretical arrival times these are.
+        #: When each account will have been at the pace of the settings, if it makes no more calls until then; and,
+        #: while the pace is slower, when at that. The algorithm is GCRA, whose theoretical arrival times these are.
         self._even: dict[str, float] = {}
         self._even_slowed: dict[str, float] = {}
         #: When the last refusal is sent.

@@ -201,9 +201,9 @@ class Settings(BaseSettings):
     )
     token_jwks: Annotated[str, AfterValidator(_key_set)] = Field(
         "",
-        description="Key set (JWKS) that tokens are verified with: an https:// URL, or a file. Tokens name their key by "
-        "`kid`. A URL is read again every 100 s, a file every second, and either when a token names a key that is not "
-        "in it. SSL_CERT_FILE names the authorities of the URL's host where they are not the system's.",
+        description="Key set (JWKS) that tokens are verified with: an https:// URL, or a file. Tokens name their key "
+        "by `kid`. A URL is read again every 100 s, a file every second, and either when a token names a key that is "
+        "not in it. SSL_CERT_FILE names the authorities of the URL's host where they are not the system's.",
     )
     token_issuer: str = Field("cunho", min_length=1, description="What the claim `iss` of a token must be.")
     token_audience: str = Field("cunho", min_length=1, description="What the claim `aud` of a token must be or have.")
@@ -227,8 +227,8 @@ class Settings(BaseSettings):
         ),
         ge=1,
         le=604800,
-        description="Longest time from a token's issue to its expiry; longer ones are refused. With a token key or a key "
-        "set the default is 900.",
+        description="Longest time from a token's issue to its expiry; longer ones are refused. With a token key or a "
+        "key set the default is 900.",
     )
     catalog: _File = Field(
         None,
@@ -267,8 +267,8 @@ class Settings(BaseSettings):
         10000,
         ge=1,
         le=1000000,
-        description="Calls a second of one account that each process answers; one that falls behind lets those who call "
-        "most make fewer.",
+        description="Calls a second of one account that each process answers; one that falls behind lets those who "
+        "call most make fewer.",
     )
     calls_per_second_per_account_min: int = Field(
         10,
@@ -366,8 +366,8 @@ class Settings(BaseSettings):
             )
         if first and port in ports and _meet(self.admin_address, self.address):
             yield (
-                f"CUNHO_ADMIN_ADDRESS takes the ports {ports[0]} to {ports[-1]}, one for each process, and {port} is that "
-                "of CUNHO_ADDRESS: give it others"
+                f"CUNHO_ADMIN_ADDRESS takes the ports {ports[0]} to {ports[-1]}, one for each process, and {port} is "
+                "that of CUNHO_ADDRESS: give it others"
             )
 
     @property

@@ -1,8 +1,8 @@
 """Images as reads answer them: as the bytes of their messages.
 
-What is the same for everybody is kept beside the image's row; what depends on who asks, or changes without a new version,
-is added. Protobuf reads bytes that follow each other as one message. Where nothing is kept of an image as it is now, the
-read takes the whole row, and keeps its message for the next.
+What is the same for everybody is kept beside the image's row; what depends on who asks, or changes without a new
+version, is added. Protobuf reads bytes that follow each other as one message. Where nothing is kept of an image as it
+is now, the read takes the whole row, and keeps its message for the next.
 """
 
 import struct
@@ -24,7 +24,7 @@ from cunho_storage.database import Conflict, Connection
 #: Format, version of the image, size of what everybody sees; then that, and then what its owner sees besides.
 _HEAD = struct.Struct(">IQI")
 
-#: The format of what is kept. Add one whenever `messages.image_for_all` or `messages.image_for_owner` say something else.
+#: The format of what is kept. Add one when `messages.image_for_all` or `messages.image_for_owner` say something else.
 FORMAT = 1
 
 
@@ -51,7 +51,7 @@ async def image(connection: Connection, caller: Caller, image_id: str) -> bytes:
 
 
 async def judged(connection: Connection, caller: Caller, image: JudgedImage) -> pb.Image:
-    """The image as an account sees it that has read no more of it. Raises Conflict if it is not as it was read any more."""
+    """The image as an account sees it that has read no more of it. Raises Conflict if it has changed since."""
     if message := message_of(caller, image):
         return pb.Image.FromString(message)
     whole = await images.get(connection, image.image_id, caller.account_id)

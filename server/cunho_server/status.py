@@ -58,7 +58,7 @@ def status(refusal: Refusal, request: Message | None = None) -> status_pb2.Statu
 
 
 def trailers(refusal: Refusal, status: status_pb2.Status) -> Trailers:
-    """The trailing metadata that carries the status to gRPC clients, and tells their own retries when to come, if ever."""
+    """Trailing metadata that carries the status to gRPC clients, and tells their own retries when to come, if ever."""
     pushback = ("grpc-retry-pushback-ms", str(_delay_ms() if refusal.retry is Retry.CALL else _NEVER))
     return ("grpc-status-details-bin", status.SerializeToString()), pushback
 

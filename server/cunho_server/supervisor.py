@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 Started = TypeVar("Started")
 
-#: Pause before another process takes the place of one that ended soon, doubled each time, and the longest pause: one that
-#: lived longer than that is replaced at once.
+#: Pause before another process takes the place of one that ended soon, doubled each time, and the longest pause: one
+#: that lived longer than that is replaced at once.
 _PAUSE_SECONDS, _PAUSE_SECONDS_MAX = 0.1, 10
 
 #: How long a process may take to start, and to stop beyond the settings' grace, before it is killed.

@@ -1,4 +1,4 @@
-"""Tokens: JWTs that are verified with one of the current keys, and signed with a private one. Nothing here knows gRPC."""
+"""Tokens: JWTs, verified with one of the current keys and signed with a private one. Nothing here knows gRPC."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Traces of calls, by OpenTelemetry: a span of each, below the span of its caller. Loaded and made only where asked for."""
+"""Traces of calls, by OpenTelemetry: a span of each, below its caller's span. Loaded and made only where asked for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -217,7 +217,7 @@ class Work:
             await asyncio.gather(doing, return_exceptions=True)
 
     async def _do(self, operation: Operation, steps: list[dict[str, Any]]) -> None:
-        """Does what is left: up to a step that fails, or all that stand apart, and raises why one is to be tried again."""
+        """Does what is left: up to a step that fails, or all that stand apart; raises why one is to be tried again."""
         errors = []
         for each in _left(steps):
             # A driver that cancels itself has failed as well, and does not cancel this.

@@ -1,4 +1,4 @@
-"""PostgreSQL with nothing installed and nothing configured: the server's own, in a data folder, reached by a Unix socket.
+"""PostgreSQL with nothing installed or configured: the server's own, in a data folder, reached by a Unix socket.
 
 Only programs and files are dealt with here; this file must know neither tables nor connections.
 A data folder holds `pg18` (the database's files), `postgres.log`, `socket`, two lock files and, where PostgreSQL's user
@@ -68,7 +68,7 @@ class Embedded:
         return self._process.poll() is not None
 
     def start_again(self) -> None:
-        """Starts PostgreSQL anew after it has ended, and waits until it accepts connections; once stopped, does nothing.
+        """Starts PostgreSQL anew after it has ended and waits until it accepts connections; once stopped, does nothing.
 
         Raises EmbeddedError.
         """
@@ -169,7 +169,7 @@ class _User(NamedTuple):
 
     @classmethod
     def of(cls, data: Path | None) -> Self:
-        """Our own; as root, whom PostgreSQL refuses, the data's owner, for new data `cunho`, or `nobody` if that fails."""
+        """Ours; as root, whom PostgreSQL refuses, the data's owner, for new data `cunho`, or `nobody` if that fails."""
         if os.geteuid() != 0:
             return cls(os.geteuid(), os.getegid())
         if data:
@@ -197,7 +197,7 @@ class _User(NamedTuple):
 
 
 def _data(folder: Path) -> Path | None:
-    """The database's files, of any version: one that cannot be read is PostgreSQL's to refuse, and never passed over."""
+    """The database's files, of any version: one that cannot be read is PostgreSQL's to refuse, never passed over."""
     return next(folder.glob("pg[0-9][0-9]"), None)
 
 
@@ -210,8 +210,8 @@ def _make(folder: Path, user: _User) -> None:
     if not user.reaches(folder):
         as_root = ", as whom PostgreSQL runs because it refuses root" if os.geteuid() == 0 else ""
         raise EmbeddedError(
-            f"the data folder {folder} is closed to user {user.uid}{as_root}: choose another with CUNHO_DATA_DIR, below "
-            "folders that everybody may enter, such as /var/lib"
+            f"the data folder {folder} is closed to user {user.uid}{as_root}: choose another with CUNHO_DATA_DIR, "
+            "below folders that everybody may enter, such as /var/lib"
         )
 
 
@@ -231,7 +231,7 @@ def _lock(folder: Path, undo: ExitStack) -> None:
 
 
 def _partial(folder: Path) -> Path:
-    """An empty folder to fill and then rename, so that a kill in between leaves nothing half-made under the final name."""
+    """An empty folder to fill, then rename, so that a kill in between leaves nothing half-made under the final name."""
     for left_behind in folder.glob("partial-*"):
         shutil.rmtree(left_behind, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix="partial-", dir=folder))
@@ -284,7 +284,7 @@ def _new_data(folder: Path, user: _User, programs: Path) -> Path:
 
 
 def _socket_folder(folder: Path, user: _User, undo: ExitStack) -> Path:
-    """The folder of the Unix socket: a temporary one if the path is too long, or has a comma, which parts hosts in URLs."""
+    """The Unix socket's folder: a temporary one if the path is too long, or has a comma, which parts hosts in URLs."""
     socket = folder / "socket"
     if len(os.fsencode(socket / ".s.PGSQL.5432")) > _SOCKET_PATH_LIMIT_BYTES or "," in str(socket):
         socket = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="cunho-", dir="/tmp")))
@@ -327,8 +327,8 @@ def _wait_for(lock: IO[str], data: Path, given_up: threading.Event) -> None:
     while not _locks(lock):
         if time.monotonic() > end:
             raise EmbeddedError(
-                f"processes of an earlier PostgreSQL still use {data} after {_LEFT_BEHIND_SECONDS} s: end them, or choose "
-                "another data folder with CUNHO_DATA_DIR"
+                f"processes of an earlier PostgreSQL still use {data} after {_LEFT_BEHIND_SECONDS} s: end them, or "
+                "choose another data folder with CUNHO_DATA_DIR"
             )
         _pause(given_up)
 

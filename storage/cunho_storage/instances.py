@@ -193,7 +193,7 @@ def launching(
 
 
 def moving(instance: Instance, through: str, operation_id: str) -> Write:
-    """The write by which an operation begins to move an idle instance through a state. Nothing is done if it is not idle."""
+    """The write by which an operation begins to move an idle instance through a state; nothing if it is not idle."""
     arguments = {
         "instance_id": instance.instance_id,
         "from_state": instance.state,
@@ -231,8 +231,8 @@ async def reinstall(connection: Connection, instance_id: str, image: Mapping[str
     """Makes the instance remember the image as the one that its disk was made from.
 
     Args:
-        image: its image_id, kind, trust and what is CHANGEABLE of it, as they were at the call. What is not there, since a
-            server of 0.1.0 took the call, is remembered as it is now.
+        image: its image_id, kind, trust and what is CHANGEABLE of it, as they were at the call. What is not there,
+            since a server of 0.1.0 took the call, is remembered as it is now.
     """
     await connection.run(
         _REINSTALL,

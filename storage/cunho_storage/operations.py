@@ -161,12 +161,12 @@ async def extend(connection: Connection, operation: Operation, lease_seconds: fl
 
 
 async def give_back(connection: Connection, operation: Operation) -> None:
-    """Ends the lease of a worker that stops, and forgets its attempt, which did not fail; nothing if the lease is lost."""
+    """Ends a stopping worker's lease, and forgets its attempt, which did not fail; nothing if the lease is lost."""
     await connection.run(_GIVE_BACK, operation_id=operation.operation_id, epoch=operation.epoch)
 
 
 async def put_off(connection: Connection, operation: Operation, seconds: float) -> None:
-    """Leaves the operation to whoever claims it after some seconds, and forgets this attempt, which did not fail by itself."""
+    """Leaves the operation to be claimed after some seconds, and forgets this attempt, which did not fail by itself."""
     await connection.run(_PUT_OFF, operation_id=operation.operation_id, epoch=operation.epoch, lease_seconds=seconds)
 
 

@@ -1,7 +1,8 @@
 """How mutations begin and end, and the answers kept for request ids: a repeated call has one effect and one answer.
 
-Most mutations are transactions: they claim the request id and lock a row (`begin`), read, and write (`end`). Those of one
-write need no transaction: they look at everything at one moment (`look`), and write unless that has changed (`end`).
+Most mutations are transactions: they claim the request id and lock a row (`begin`), read, and write (`end`). Those of
+one write need no transaction: they look at everything at one moment (`look`), and write unless that has changed
+(`end`).
 Source: ALL-2.
 """
 
@@ -204,8 +205,9 @@ class OneWrite(Ending):
     """How mutations of one write end, or transactions.
 
     Args:
-        basis: what the write relies on. Where that is as it was seen, it writes all its rows, or a constraint refuses and
-            nothing is written: a condition of its own that fails would leave the request claimed and the others written.
+        basis: what the write relies on. Where that is as it was seen, it writes all its rows, or a constraint refuses
+            and nothing is written: a condition of its own that fails would leave the request claimed and the others
+            written.
         write: as in Ending.
         others: as in Ending.
     """

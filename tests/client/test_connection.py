@@ -1,4 +1,4 @@
-"""How the service is reached: with TLS or without, by whose certificates, with which token, and again when it is lost."""
+"""How the service is reached: with TLS or without, by whose certificates, with which token, and again when lost."""
 
 import re
 import socket

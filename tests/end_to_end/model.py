@@ -1,8 +1,8 @@
 """A second opinion on the rules: the service as a plain Python model, written from the rules and the protos' comments.
 
 Nothing of the service is imported here. A call either raises Refused, and nothing has changed, or changes the model.
-Each call asks `refuse` once for each stage of ALL-6, in that order: which of the rules of one stage refuses first is the
-service's choice. New things are given the ids that the service gave them. Operations end at once.
+Each call asks `refuse` once for each stage of ALL-6, in that order: which of the rules of one stage refuses first is
+the service's choice. New things are given the ids that the service gave them. Operations end at once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ OPERATOR = "operator"
 REGION_IDS = ("ap-guangzhou", "ap-shanghai", "eu-frankfurt")
 
 BEING_MADE = ("CREATING", "IMPORTING", "COPYING")
-"""States of an image that an operation makes. Nothing here leads to them; histories, in which operations take time, do."""
+"""States of an image that an operation makes. Nothing here leads to them; histories, whose operations take time, do."""
 
 IMAGES_LIMIT, SHARES_LIMIT = 10, 50
 """The limits of CUS-5 and SHR-8, where the operator has set no other."""
@@ -34,9 +34,9 @@ CODES = {
         " SHARED_IMAGE_NOT_RESHAREABLE SHARED_IMAGE_SHARES_HIDDEN",
         "RESOURCE_EXHAUSTED": "CUSTOM_IMAGE_QUOTA_EXCEEDED SHARE_QUOTA_EXCEEDED",
         "FAILED_PRECONDITION": "ACCOUNT_NOT_IN_REGION ACCOUNT_REGION_IN_USE ACCOUNT_SUSPENDED"
-        " IMAGE_BUSY IMAGE_INCOMPATIBLE_WITH_INSTANCE_TYPE IMAGE_NOT_SHARED_WITH_CALLER IMAGE_OBSOLETE IMAGE_REGION_MISMATCH"
-        " IMAGE_SHARED IMAGE_STATE_INVALID INSTANCE_REGION_MISMATCH INSTANCE_STATE_INVALID QUOTA_BELOW_USAGE"
-        " SHARE_REGION_MISMATCH",
+        " IMAGE_BUSY IMAGE_INCOMPATIBLE_WITH_INSTANCE_TYPE IMAGE_NOT_SHARED_WITH_CALLER IMAGE_OBSOLETE"
+        " IMAGE_REGION_MISMATCH IMAGE_SHARED IMAGE_STATE_INVALID INSTANCE_REGION_MISMATCH INSTANCE_STATE_INVALID"
+        " QUOTA_BELOW_USAGE SHARE_REGION_MISMATCH",
     }.items()
     for reason in reasons.split()
 }

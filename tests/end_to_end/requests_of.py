@@ -1,4 +1,4 @@
-"""A valid request of every RPC, made from the descriptors, and raw calls: where tests of wrong input and strangers start.
+"""A valid request of every RPC, made from descriptors, and raw calls: where tests of wrong input and strangers start.
 
 Nothing of the server is used here: bytes go out, and whatever comes back is kept as it is.
 """

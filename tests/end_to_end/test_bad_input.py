@@ -139,7 +139,8 @@ _IDS = ("{}-0000000", "{}-000000000", "{}-0000000A", "{}_00000000", "00000000", 
 
 #: Fields that take any text that can be seen.
 _FREE = (
-    "description display_name etag expected_image_etag filter image_name message name note order_by platform uri version"
+    "description display_name etag expected_image_etag filter image_name message name note"
+    " order_by platform uri version"
 ).split()
 
 

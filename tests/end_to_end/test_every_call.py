@@ -1,4 +1,4 @@
-"""What holds for every call: who calls, repeating it, rehearsing it, etags, malformed input, and which refusal is first."""
+"""What holds for every call: callers, repeats, rehearsals, etags, malformed input, and which refusal is first."""
 
 import re
 from collections.abc import Callable

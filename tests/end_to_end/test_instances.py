@@ -209,7 +209,10 @@ def test_no_instance_is_born_of_an_image_that_was_unshared_while_its_launch_wait
     owner, recipient = world.tenant(), world.tenant()
     image_id = world.image(owner).image_id
     owner.share_image(image_id=image_id, account_ids=[recipient.account_id])
-    unshare = "WITH gone AS (DELETE FROM image_share WHERE image_id = $1) UPDATE image SET share_count = 0 WHERE image_id = $1"
+    unshare = (
+        "WITH gone AS (DELETE FROM image_share WHERE image_id = $1) "
+        "UPDATE image SET share_count = 0 WHERE image_id = $1"
+    )
     with refused("NOT_FOUND", "IMAGE_NOT_FOUND", "SEL-2", image_id=image_id):
         launched_while(world, recipient, image_id, unshare)
     assert [*recipient.list_instances(region_id="-")] == []

@@ -1,7 +1,7 @@
 """The service against the model: any sequence of calls gets the answers, and leaves the state, that the model has.
 
-Before each mutation the same call is made with validate_only, and its decision asked for: all three must agree, and only
-the real call may write. HYPOTHESIS_PROFILE=long looks further.
+Before each mutation the same call is made with validate_only, and its decision asked for: all three must agree, and
+only the real call may write. HYPOTHESIS_PROFILE=long looks further.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Races: whatever calls meet, on whichever servers, the outcome is one that they could have had one after the other.
 
-Every race is run twice: as the service is, and without the defences that it names, where the violation must be seen. The
-comment on a race says which defences those are.
+Every race is run twice: as the service is, and without the defences that it names, where the violation must be seen.
+The comment on a race says which defences those are.
 """
 
 import random

@@ -173,7 +173,7 @@ def all_ended(server: Server) -> None:
 
 
 def assert_ended_as_they_should(server: Server, begun: Iterable[str], cancelled: Iterable[str]) -> None:
-    """Each operation ended, none was given up early, some were interrupted, and all left what they say that they did."""
+    """Each operation ended, none was given up early, some were interrupted, and all left what they say they did."""
     query = """
         SELECT 'operations/' || operation.operation_id, method, operation.state, attempts,
                array_agg(coalesce(image.state, instance.state))

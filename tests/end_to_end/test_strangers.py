@@ -1,4 +1,4 @@
-"""Whoever has no right to a thing learns nothing of it: byte for byte, its answers are those for a thing that is not there.
+"""Whoever has no right to a thing learns nothing of it: byte for byte, its answers are those for what is not there.
 
 Which fields name things is read from the descriptors, so that no new field is forgotten.
 """
@@ -44,7 +44,8 @@ ASKING = {"filter", "page_token", "request_id"}
 #: Fields that name nothing, or what everybody knows of.
 HARMLESS = set(
     "actions contact_uri description display_name etag expected_image_etag family image_name instance_type message name"
-    " note order_by platform region_id region_ids target_region_id uri usable_with_instance_type value version zone_id".split()
+    " note order_by platform region_id region_ids target_region_id uri usable_with_instance_type"
+    " value version zone_id".split()
 )
 
 

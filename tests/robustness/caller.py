@@ -63,7 +63,7 @@ BALANCED = (
     ("grpc.max_reconnect_backoff_ms", 200),
 )
 
-#: Rounds of traffic that leave their image; two more may, begun meanwhile. All of them must fit an account's quota of 10.
+#: Rounds of traffic that leave their image; two more may, begun meanwhile. All must fit an account's quota of 10.
 _KEPT = 4
 
 _MODULES = (image_service_pb2, instance_service_pb2, quota_service_pb2, account_service_pb2, region_service_pb2)

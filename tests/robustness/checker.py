@@ -1,9 +1,10 @@
 """Judges a history: whether the service could have answered every call so while it kept every rule.
 
 Each call is taken apart into steps of the objects that it is about: images, places (an account's images in a region),
-memberships (what is shared with an account in a region), accounts and instances. Then the steps of each object are put in an order
-(`linearizable`), by the rules of the plain model (`objects`). Linearizability is local: the calls have an order if those
-of each object have one; what one call says of several objects at one moment is a step of an object that holds them all.
+memberships (what is shared with an account in a region), accounts and instances. Then the steps of each object are put
+in an order (`linearizable`), by the rules of the plain model (`objects`). Linearizability is local: the calls have an
+order if those of each object have one; what one call says of several objects at one moment is a step of an object that
+holds them all.
 """
 
 from collections import defaultdict
@@ -47,8 +48,8 @@ class Violation(NamedTuple):
 def check(history: History, stored: Stored) -> list[Violation]:
     """Every violation that the history shows, the earliest first; none if the service kept every rule.
 
-    Calls of unknown outcome may have happened or not, at any time from their begin on: `stored` has the answers that were
-    kept for their request ids, and so tells which did.
+    Calls of unknown outcome may have happened or not, at any time from their begin on: `stored` has the answers that
+    were kept for their request ids, and so tells which did.
 
     Args:
         stored: what the service holds in the end, when nothing goes on any more.
@@ -145,8 +146,8 @@ class _Checking:
     def _done_without_answer(self, key: tuple[str, str, str], calls: list[Call]) -> Iterator[Call]:
         """The call that had an effect and was not told so, with the answer that the service kept.
 
-        It is one of unknown outcome; or one that was refused, since the client sent it again when its connection was lost,
-        and the first attempt came after the second.
+        It is one of unknown outcome; or one that was refused, since the client sent it again when its connection was
+        lost, and the first attempt came after the second.
         """
         if key in self._stored.requests:
             call = min(calls, key=lambda call: call.known)

@@ -1,4 +1,4 @@
-"""Authorization headers that entitle to nothing, each one step away from a right one. Knows what tokens are, and no server."""
+"""Authorization headers that entitle to nothing, each one step from a right one. Knows tokens, but no server."""
 
 import base64
 import hashlib

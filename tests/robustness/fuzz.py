@@ -1,4 +1,4 @@
-"""Sends generated messages over several connections at once, and reports what the answers were and what was wrong with them.
+"""Sends generated messages over several connections at once, and reports the answers and what was wrong with them.
 
 What is sent, `messages.py` draws; what is wrong, `verdicts.py` says.
 """
@@ -26,8 +26,8 @@ _FINDINGS_MAX = 10
 #: How much of a message is told: seed and number draw the whole of it again.
 _TOLD_MAX = 2000
 
-#: What gRPC's client for asyncio says itself where the service has ended a stream that was still being sent: it lays this
-#: over the status that came. Source: https://github.com/grpc/grpc/issues/36066
+#: What gRPC's client for asyncio says itself where the service has ended a stream that was still being sent: it lays
+#: this over the status that came. Source: https://github.com/grpc/grpc/issues/36066
 _OWN_STATUS, _TRIES = (StatusCode.INTERNAL, "Internal error from Core"), 10
 
 

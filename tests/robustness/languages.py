@@ -1,4 +1,4 @@
-"""Filters, orders and masks, right ones and such as nearly are, drawn at random. Whether they are right is not known here."""
+"""Filters, orders and masks, right or nearly so, drawn at random. Whether they are right is not known here."""
 
 from collections.abc import Callable, Mapping, Sequence
 from random import Random

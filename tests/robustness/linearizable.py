@@ -2,9 +2,9 @@
 outcome that it had, and which keeps to real time. Knows nothing of what the calls are about.
 
 The search goes through the begins and ends in the order of time and carries along every state that the object could be
-in, each with the calls under way that have had their effect by then. A call takes effect at the latest when it ends: what
-could not have had its outcome in any of the states drops out, and if nothing is left there is no order. (Lowe, "Testing
-for linearizability", 2017: just-in-time linearization.)
+in, each with the calls under way that have had their effect by then. A call takes effect at the latest when it ends:
+what could not have had its outcome in any of the states drops out, and if nothing is left there is no order. (Lowe,
+"Testing for linearizability", 2017: just-in-time linearization.)
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence

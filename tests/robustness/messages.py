@@ -1,4 +1,4 @@
-"""Messages to attack the service with: requests of every call, as they should be or made wrong, from callers of every kind.
+"""Messages to attack the service with: requests of every call, right or made wrong, from callers of every kind.
 
 They are drawn from a seed, and name what earlier answers told of, so that many get to where things are changed. Nothing
 is sent here.

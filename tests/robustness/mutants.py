@@ -1,8 +1,8 @@
 """Servers with seeded bugs: each lacks one of the defences against races, or more, and its windows are wide open.
 
-A mutant is a server whose processes are patched when they start; the service has no hooks for it. What each is found by,
-docs/robustness.md tells. Statements are known by the name that their module gives them, and rewritten as text: what is
-rewritten and is not there any more raises LookupError, and the server does not start.
+A mutant is a server whose processes are patched when they start; the service has no hooks for it. What each is found
+by, docs/robustness.md tells. Statements are known by the name that their module gives them, and rewritten as text: what
+is rewritten and is not there any more raises LookupError, and the server does not start.
 """
 
 import asyncio

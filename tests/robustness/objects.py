@@ -1,10 +1,11 @@
 """The objects that calls are about, each as a value that calls change one after the other.
 
 The rules are those of the plain model (tests/end_to_end/model.py), asked of a model that holds the one object. Here is
-what that model leaves out, since its operations end at once: that something is being made or moved, and by which version.
+what that model leaves out, since its operations end at once: that something is being made or moved, and by which
+version.
 
-A step is a function from the object before to the object after, or to None where the call could not have come to what it
-came to.
+A step is a function from the object before to the object after, or to None where the call could not have come to what
+it came to.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""A TCP proxy that does to connections what networks do: cuts them, delays, falls silent, closes one half, loses answers.
+"""A TCP proxy that does to connections what networks do: cuts, delays, falls silent, closes one half, loses answers.
 
 It knows nothing of what goes through it but bytes.
 """

@@ -1,4 +1,4 @@
-"""What was released: wheels and API as they were published, in `released/`, and the means to run them beside the code here.
+"""What was released: wheels and API as published, in `released/`, and the means to run them beside the code here.
 
 `make release` puts them there. A file of a release never changes.
 """

@@ -1,4 +1,4 @@
-"""The checker: it finds what is wrong in a history, and nothing in one that is right. Every history here is made by hand."""
+"""The checker: it finds what is wrong in a history, and nothing in a right one. Every history here is made by hand."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -273,7 +273,7 @@ def deadlocks(wired: Wired) -> int:
 
 
 async def deleted_in_a_deadlock(wired: Wired, client: Client, account_id: str, image_id: str) -> v1.Image:
-    """The image, whose deletion has the account's place and waits for somebody who has the image and waits for the place.
+    """The image, whose deletion has the account's place and waits for one who has the image and waits for the place.
 
     That one has patience, so that the deletion is ended, unless it came first by more than a second: each looks for a
     deadlock once.

@@ -1,4 +1,4 @@
-"""Histories: whatever clients do at once, on whichever servers, they are answered as if it were done one after the other."""
+"""Histories: whatever clients do at once, on whichever servers, is answered as if it were done one after the other."""
 
 import asyncio
 from collections.abc import Iterator

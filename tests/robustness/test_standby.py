@@ -1,4 +1,4 @@
-"""A primary that is killed under traffic: its synchronous standby has every acknowledged write, and the service goes on."""
+"""A primary killed under traffic: its synchronous standby has every acknowledged write, and the service goes on."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

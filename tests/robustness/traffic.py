@@ -44,8 +44,8 @@ async def run(
 ) -> History:
     """What clients did and were told, in a world of new accounts.
 
-    A call that nothing is known of when its time is up is recorded as such, and its client goes on: servers may be killed
-    under the traffic.
+    A call that nothing is known of when its time is up is recorded as such, and its client goes on: servers may be
+    killed under the traffic.
 
     Args:
         servers: of one database; the clients are spread over them.
@@ -257,9 +257,9 @@ class _Client:
     def _rival(self, method: str, arguments: Arguments) -> list[Awaitable[Call]]:
         """What is asked of the same image meanwhile, now and then, so that the call loses what it relies on.
 
-        The owner copies it, or deletes it, or takes it back from who launches from it or lists it; launches from it while
-        deprecating it, renames it twice or another one alike, and shares it twice, or just when the operator says with how
-        many. An instance, too, is renamed twice, or moved by two.
+        The owner copies it, or deletes it, or takes it back from who launches from it or lists it; launches from it
+        while deprecating it, renames it twice or another one alike, and shares it twice, or just when the operator says
+        with how many. An instance, too, is renamed twice, or moved by two.
         """
         received = method == "ListImages" and self._board.received.get((self._caller, arguments["region_id"]))
         if received and self._chance.random() < 0.3:

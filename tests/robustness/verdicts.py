@@ -27,8 +27,9 @@ _CODES_OF_OPEN = {StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOU
 
 #: Words of what the server is made of.
 _INNER = re.compile(
-    rb"Traceback|\.py\b|site-packages|<class|object at 0x|Exception|Unexpected|Error\b|asyncpg|peewee|lark|uvloop|postgres"
-    rb"|\b(?:SELECT|INSERT|UPDATE|DELETE) |relation|constraint|psql|socket|grpc\._|DETAIL:|/tmp/|/home/|/root/|0x[0-9a-f]{8}"
+    rb"Traceback|\.py\b|site-packages|<class|object at 0x|Exception|Unexpected|Error\b|asyncpg|peewee|lark|uvloop"
+    rb"|postgres|\b(?:SELECT|INSERT|UPDATE|DELETE) |relation|constraint|psql|socket"
+    rb"|grpc\._|DETAIL:|/tmp/|/home/|/root/|0x[0-9a-f]{8}"
 )
 
 _REASONS = {*ErrorReason.keys()}

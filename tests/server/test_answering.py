@@ -1,4 +1,4 @@
-"""Whatever a method returns or raises, its caller gets an answer or a refusal with details, and never a word of the inside."""
+"""Whatever a method returns or raises, callers get an answer or a refusal with details, never a word of the inside."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""What Prometheus is told: of calls as their callers saw them, of every process, and under names that callers do not make."""
+"""What Prometheus is told: of calls as callers saw them, of every process, and under names that callers do not make."""
 
 import asyncio
 import os

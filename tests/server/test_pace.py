@@ -1,4 +1,4 @@
-"""How many calls a second an account may make: as many as the settings say; in a process that falls behind, its share."""
+"""How many calls a second an account may make: what the settings say; in a process that falls behind, its share."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A page token continues the one list that it was given for, for the one caller that it was given to, and nothing else."""
+"""A page token continues the one list it was given for, for the one caller it was given to, and nothing else."""
 
 import string
 from collections.abc import Iterator

@@ -215,7 +215,10 @@ def test_what_shows_every_call_does_not_take_the_port_of_calls(address: str) -> 
 
 
 def test_there_is_a_port_for_each_process_that_shows_its_calls() -> None:
-    wrong = "CUNHO_ADMIN_ADDRESS takes the ports 65534 to 65536, one for each process, and the last is 65535: give it lower ones"
+    wrong = (
+        "CUNHO_ADMIN_ADDRESS takes the ports 65534 to 65536, one for each process, and the last is 65535: "
+        "give it lower ones"
+    )
     assert refused(admin_address="127.0.0.1:65534", processes="3") == [wrong]
     assert settings.load({"admin_address": "127.0.0.1:65534", "processes": "2"}).processes == 2
 
@@ -372,8 +375,8 @@ def test_a_database_url_is_accepted(url: str) -> None:
 )
 def test_a_wrong_database_url_is_refused_without_its_password(url: str) -> None:
     wrong = (
-        "must be a URL such as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, the port up to 65535, what is no letter or "
-        "digit in the password percent-encoded, as %23 for #"
+        "must be a URL such as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, the port up to 65535, what is no letter "
+        "or digit in the password percent-encoded, as %23 for #"
     )
     assert refused(database_url=url) == [f"--database-url: {wrong}"]
 

@@ -1,4 +1,4 @@
-"""The table of shapes agrees with the protos: with their messages, with their fields, and with what their comments promise."""
+"""The table of shapes agrees with the protos: with their messages, their fields, and what their comments promise."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Backups taken under traffic, restored elsewhere: a service over the copy finds everything, sound and with its rights."""
+"""Backups under traffic, restored elsewhere: a service over the copy finds everything, sound and with its rights."""
 
 import asyncio
 import re

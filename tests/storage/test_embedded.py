@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: it starts anywhere, keeps its data and has one owner at a time. Tables are tested elsewhere."""
+"""The embedded PostgreSQL starts anywhere, keeps its data and has one owner at a time. Tables are tested elsewhere."""
 
 import asyncio
 import os
@@ -50,7 +50,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A data folder that the tests share, because making one takes a second; what still runs there in the end is stopped."""
+    """A data folder that the tests share, because making one takes a second; what runs there in the end is stopped."""
     with entered_by_all() as path:
         yield path / "data"
         embedded.start(path / "data", durable=False).stop()
@@ -68,7 +68,7 @@ def running(folder: Path, *, durable: bool = False) -> Iterator[Embedded]:
 
 @contextmanager
 def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process, in a group of its own, that starts the folder's PostgreSQL, prints the dsn and is killed in the end."""
+    """A process, in its own group, that starts the folder's PostgreSQL, prints the dsn and is killed in the end."""
     command = [sys.executable, "-c", START_AND_WAIT, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:

@@ -1,5 +1,5 @@
-"""Locks and transactions: what our sources must not do, the one order in which locks are taken, and the isolation that they
-need, whatever the database defaults to.
+"""Locks and transactions: what our sources must not do, the one order in which locks are taken, and the isolation that
+they need, whatever the database defaults to.
 """
 
 import ast

@@ -163,7 +163,10 @@ async def test_a_newer_schema_that_took_away_what_the_server_needs_is_refused(
     also(monkeypatch, "CREATE TABLE later ();", "CREATE TABLE last ();", name=f"less_since_{NEWEST + 1:04}")
     await migrate(dsn)
     monkeypatch.undo()
-    told = f"schema is version {NEWEST + 2}, for servers that know version {NEWEST + 1}, this one knows only up to {NEWEST}"
+    told = (
+        f"schema is version {NEWEST + 2}, for servers that know version {NEWEST + 1}, "
+        f"this one knows only up to {NEWEST}"
+    )
     for call in (migrate, pending):
         with pytest.raises(MigrationError, match=told):
             await call(dsn)

@@ -1,7 +1,7 @@
 """What statements cost in a large database: the rows that each reads, and how many of them each call takes.
 
-Plans are those of the calls themselves, as PostgreSQL tells them, those of foreign keys among them. A row counts as read
-if a scan of its table comes to it, also one that the scan then passes over.
+Plans are those of the calls themselves, as PostgreSQL tells them, those of foreign keys among them. A row counts as
+read if a scan of its table comes to it, also one that the scan then passes over.
 """
 
 import asyncio
@@ -111,8 +111,8 @@ LATERAL (SELECT CASE WHEN n % 1000 = 998 THEN 'STOPPING' WHEN n % 5 IN (1, 2) TH
 LATERAL (SELECT region_id, zone_id FROM (VALUES
   (0, 'ap-guangzhou', 'ap-guangzhou-3'), (1, 'ap-shanghai', 'ap-shanghai-2'), (2, 'eu-frankfurt', 'eu-frankfurt-1')
 ) v (remainder, region_id, zone_id) WHERE remainder = n / 7 % 3) z,
-LATERAL (SELECT 'img-' || lpad((CASE WHEN n % 4 = 0 THEN 0 ELSE n / 375 % 266 * 375 END + (3 - n / 7 % 3) % 3 * 125)::text,
-  8, '0') AS image_id) i;
+LATERAL (SELECT 'img-' || lpad((CASE WHEN n % 4 = 0 THEN 0 ELSE n / 375 % 266 * 375 END
+  + (3 - n / 7 % 3) % 3 * 125)::text, 8, '0') AS image_id) i;
 
 INSERT INTO request_log
 SELECT 'acc-' || lpad((n / 10)::text, 5, '0'), 'CreateInstance', n::text, '\\x00', '\\x00',

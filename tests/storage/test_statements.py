@@ -55,7 +55,8 @@ def test_what_is_read_together_shares_the_arguments_of_one_name() -> None:
     there = ALL.where(ImageRow.region_id == arg("region_id"))
     statement = Statement(together(first_row(region), every_row(there)))
     assert statement.text == (
-        'SELECT (SELECT "row" FROM (SELECT "t1"."currency" FROM "region" AS "t1" WHERE ("t1"."region_id" = $1)) AS "row"), '
+        "SELECT "
+        '(SELECT "row" FROM (SELECT "t1"."currency" FROM "region" AS "t1" WHERE ("t1"."region_id" = $1)) AS "row"), '
         'ARRAY(SELECT "row" FROM (SELECT "t2"."image_id" FROM "image" AS "t2" WHERE ("t2"."region_id" = $1)) AS "row")'
     )
     assert statement.values({"region_id": "north"}) == ["north"]

@@ -1,4 +1,4 @@
-"""What is shown of each message: the columns of its table, the lines of its details. Sends nothing and prints nothing."""
+"""What is shown of each message: the columns of its table, the lines of its details. Sends and prints nothing."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -22,7 +22,7 @@ APP_ROLE = "cunho_app"
 #: Names the lock: it must be there before the first table is.
 _LOCK = 0x63756E686F
 
-#: How long tables are waited for, since calls queue up behind that, and how often: a backup has them for its whole time.
+#: How long tables are waited for, since calls queue behind that, and how often: a backup has them for its whole time.
 _WAIT_SECONDS, _PAUSE_SECONDS, _TRIES = 1, 1, 60
 
 #: The end of the name of a migration that takes away what only servers before a version of the schema need.
@@ -85,8 +85,8 @@ async def migrate(dsn: str) -> list[str]:
                 return await _apply_missing(connection)
             await asyncio.sleep(_PAUSE_SECONDS)
         raise MigrationError(
-            f"the schema was not changed: at each of {_TRIES} tries a transaction, as that of a backup, had its tables; "
-            "migrate when it has ended"
+            f"the schema was not changed: at each of {_TRIES} tries a transaction, as that of a backup, had its "
+            "tables; migrate when it has ended"
         )
     finally:
         await leave(connection)

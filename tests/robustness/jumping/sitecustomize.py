@@ -1,4 +1,4 @@
-"""Makes the clock of a process jump: time.time() is off by the seconds in the file that JUMP_FILE names, as they are then.
+"""Makes a process's clock jump: time.time() is off by the seconds in the file that JUMP_FILE names, as they are then.
 
 Python reads this file at its start, if the folder is on PYTHONPATH. gRPC's core has the clock of the machine all the
 same; so what is left of a call's time, which gRPC takes from both, is told by that clock alone.
