@@ -151,8 +151,10 @@ async def _sent_once(channel: grpc.aio.Channel, message: Message) -> Answer:
 
 async def _sent_as_stream(channel: grpc.aio.Channel, message: Message) -> Answer:
     """What the service answers first; the health service goes on for ever."""
-    stream: Any = channel.stream_stream(message.path)
-    call = stream(iter([message.data] * message.times), timeout=message.timeout_seconds, metadata=message.metadata)
+    # A message alone is one to the service in either form, and sent whole: there is no status to be laid over.
+    stream: Any = channel.unary_stream(message.path) if message.times == 1 else channel.stream_stream(message.path)
+    data = message.data if message.times == 1 else iter([message.data] * message.times)
+    call = stream(data, timeout=message.timeout_seconds, metadata=message.metadata)
     body = b""
     async for answer in call:
         body = body or answer
