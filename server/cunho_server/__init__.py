@@ -23,6 +23,7 @@ identity         who calls, from a token or a client certificate
 credentials      what credentials entitle to
 tokens           tokens, verified and signed
 keys             the keys of tokens: from files or a key set, kept current
+fetching         what a URL answers, within a time and a size
 certificates     whom a client certificate names
 address          the address, kept for the processes
 listening        connections that are taken there, TLS and mTLS

@@ -13,21 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from io import BufferedReader, RawIOBase
 from pathlib import Path
-from socket import socket
 from typing import Any, NamedTuple, TypeAlias, TypeVar
-from urllib.request import (
-    BaseHandler,
-    HTTPHandler,
-    HTTPRedirectHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    ProxyHandler,
-    Request,
-    build_opener,
-)
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -41,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from cunho_server import fetching
 from cunho_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -280,73 +268,6 @@ def _read(path: str) -> bytes:
 def _fetched(url: str) -> bytes:
     """What a URL answers. Raises KeyFileError."""
     try:
-        with _opener(url).open(url, timeout=_FETCH_SECONDS) as response:
-            content: bytes = response.read(_KEY_SET_SIZE_BYTES + 1)
-    except (OSError, HTTPException, UnicodeError) as error:  # the last for a host that cannot be one
-        wrong = getattr(error, "reason", error)  # what urllib wraps
-        cause = getattr(wrong, "strerror", None) or str(wrong) or type(wrong).__name__
-        raise KeyFileError(f"the key set {url} cannot be fetched ({cause}): check CUNHO_TOKEN_JWKS") from error
-    if len(content) > _KEY_SET_SIZE_BYTES:
-        raise KeyFileError(f"the key set {url} is larger than {_KEY_SET_SIZE_BYTES} bytes: check CUNHO_TOKEN_JWKS")
-    return content
-
-
-def _opener(url: str) -> OpenerDirector:
-    """Takes no redirects, no proxy to this machine itself, and no answer that goes on and on."""
-    handlers: list[BaseHandler] = [_NoRedirects(), _InTime()]
-    if url.startswith("http:"):
-        handlers.append(ProxyHandler({}))
-    return build_opener(*handlers)
-
-
-class _NoRedirects(HTTPRedirectHandler):
-    def redirect_request(self, *_: object, **__: object) -> None:
-        """Nowhere: the answer stands as an error."""
-
-
-class _InTime(HTTPHandler, HTTPSHandler):
-    def http_open(self, req: Request) -> HTTPResponse:
-        """Its answer, if that ends in time."""
-        return self.do_open(_Connection, req)
-
-    def https_open(self, req: Request) -> HTTPResponse:
-        """Its answer, if that ends in time."""
-        return self.do_open(_SecureConnection, req)
-
-
-class _Response(HTTPResponse):
-    def __init__(self, connected: socket, *arguments: Any, **options: Any) -> None:
-        super().__init__(connected, *arguments, **options)
-        self.fp = BufferedReader(_UntilTheEnd(self.fp, connected))
-
-
-class _Connection(HTTPConnection):
-    response_class = _Response
-
-
-class _SecureConnection(HTTPSConnection):
-    response_class = _Response
-
-
-class _UntilTheEnd(RawIOBase):
-    """What a connection says before the time is over: by itself, it has that time for each part of it."""
-
-    def __init__(self, said: BufferedReader, connected: socket) -> None:
-        self._said, self._connected, self._end_time = said, connected, time.monotonic() + _FETCH_SECONDS
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """The length of the next part. Raises TimeoutError."""
-        remaining_seconds = self._end_time - time.monotonic()
-        if remaining_seconds <= 0:
-            raise TimeoutError("timed out")
-        self._connected.settimeout(remaining_seconds)
-        return self._connected.recv_into(buffer)
-
-    def close(self) -> None:
-        """Ends the connection."""
-        self._said.close()
-        super().close()
+        return fetching.fetched(url, _FETCH_SECONDS, _KEY_SET_SIZE_BYTES)
+    except fetching.FetchError as error:
+        raise KeyFileError(f"the key set {url} {error}: check CUNHO_TOKEN_JWKS") from error
