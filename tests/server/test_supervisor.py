@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -248,12 +248,14 @@ def suspended(data_dir: Path) -> Iterator[None]:
     backends = Path(f"/proc/{stopped}/task/{stopped}/children").read_text().split()
     numbers = [stopped, *map(int, backends)]
     for number in numbers:
-        os.kill(number, signal.SIGSTOP)
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGSTOP)
     try:
         yield
     finally:
         for number in numbers:
-            os.kill(number, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # of a connection that was closing
+                os.kill(number, signal.SIGCONT)
 
 
 def test_a_stopped_postgres_makes_the_service_unhealthy_until_it_goes_on(server: Server, data_dir: Path) -> None:
