@@ -21,7 +21,7 @@ from urllib.request import (
 
 
 class FetchError(Exception):
-    """There is no answer that can be used; the message says why, with what was asked as its subject."""
+    """There is no answer that can be used; the message says why."""
 
 
 def fetched(url: str, timeout_seconds: float, size_max_bytes: int) -> bytes:
@@ -35,10 +35,9 @@ def fetched(url: str, timeout_seconds: float, size_max_bytes: int) -> bytes:
             content: bytes = response.read(size_max_bytes + 1)
     except (OSError, HTTPException, UnicodeError) as error:  # the last for a host that cannot be one
         wrong = getattr(error, "reason", error)  # what urllib wraps
-        cause = getattr(wrong, "strerror", None) or str(wrong) or type(wrong).__name__
-        raise FetchError(f"cannot be fetched ({cause})") from error
+        raise FetchError(getattr(wrong, "strerror", None) or str(wrong) or type(wrong).__name__) from error
     if len(content) > size_max_bytes:
-        raise FetchError(f"is larger than {size_max_bytes} bytes")
+        raise FetchError(f"it is larger than {size_max_bytes} bytes")
     return content
 
 

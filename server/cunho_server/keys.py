@@ -270,4 +270,4 @@ def _fetched(url: str) -> bytes:
     try:
         return fetching.fetched(url, _FETCH_SECONDS, _KEY_SET_SIZE_BYTES)
     except fetching.FetchError as error:
-        raise KeyFileError(f"the key set {url} {error}: check CUNHO_TOKEN_JWKS") from error
+        raise KeyFileError(f"the key set {url} cannot be fetched ({error}): check CUNHO_TOKEN_JWKS") from error

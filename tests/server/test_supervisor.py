@@ -210,7 +210,7 @@ async def test_processes_that_end_again_and_again_are_replaced_after_longer_and_
 
     monkeypatch.setattr(supervisor._Child, "spawn", spawn)
     monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: now), raising=False)
-    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(supervisor, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
     processes = supervisor._Processes(Settings.model_validate({}), Exposed("", ""))
     await processes.spawn()
     async with processes.serving(""):
