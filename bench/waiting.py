@@ -88,11 +88,11 @@ def _load(port: int, accounts: Sequence[Account]) -> Load:
         Lane(
             account.token,
             [
-                WaitOperationRequest(name=f"operations/{_id(place, number)}").SerializeToString()
+                WaitOperationRequest(name=f"operations/{_id(index, number)}").SerializeToString()
                 for number in range(_STREAMS)
             ],
         )
-        for place, account in enumerate(accounts)
+        for index, account in enumerate(accounts)
     ]
     path = "/google.longrunning.Operations/WaitOperation"
     return Load(port, path, lanes, 3600, 0, once=True, rate=_COMING_PER_SECOND, streams=_STREAMS)
@@ -107,13 +107,13 @@ def _settled(number: int) -> None:
         quiet = quiet + 1 if demand_seconds(number) - before < _IDLE else 0
 
 
-def _id(place: int, number: int) -> str:
-    return f"op-{place:04}{number:04}"
+def _id(account: int, number: int) -> str:
+    return f"op-{account:04}{number:04}"
 
 
 async def _add_operations(dsn: str, accounts: Sequence[Account]) -> None:
     given = {
-        "operation_id": "'op-' || lpad(place::text, 4, '0') || lpad(number::text, 4, '0')",
+        "operation_id": "'op-' || lpad(account::text, 4, '0') || lpad(number::text, 4, '0')",
         "account_id": "$1",
         "method": "'CreateInstance'",
         "state": "'PENDING'",
@@ -122,11 +122,11 @@ async def _add_operations(dsn: str, accounts: Sequence[Account]) -> None:
         "warnings": "'[]'",
         "quotes": "'[]'",
     }
-    source = f"(SELECT $2::int AS place) place, generate_series(0, {_STREAMS - 1}) number"
+    source = f"(SELECT $2::int AS account) account, generate_series(0, {_STREAMS - 1}) number"
     connection = await asyncpg.connect(dsn)
     try:
-        for place, account in enumerate(accounts):
-            await connection.execute(insert(OperationRow, given, source), account.account_id, place)
+        for index, account in enumerate(accounts):
+            await connection.execute(insert(OperationRow, given, source), account.account_id, index)
     finally:
         await connection.close()
 

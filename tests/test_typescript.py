@@ -24,8 +24,8 @@ UNREACHABLE = re.compile(
 
 def run(*command: str | Path, folder: Path, path: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     """What came of a command of Node's, which is on its PATH."""
-    places = [path, str(NODE / "bin"), os.environ["PATH"]]
-    environment = os.environ | {"PATH": os.pathsep.join(filter(None, places))} | variables
+    folders = [path, str(NODE / "bin"), os.environ["PATH"]]
+    environment = os.environ | {"PATH": os.pathsep.join(filter(None, folders))} | variables
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
     )

@@ -242,7 +242,7 @@ class ShownImage(NamedTuple):
     windows_license_nanos: int
     shared_with_caller: bool
     #: The values of a list's keys, where it is on a page.
-    place: Sequence[Any] = ()
+    cursor: Sequence[Any] = ()
 
 
 class Instance(NamedTuple):

@@ -198,16 +198,16 @@ def labels(value: Any) -> str | None:
 _LABEL_VALUE = text(63)
 
 _ACCOUNT = r"[a-z0-9-]{1,60}"
-_PLACE = r"[a-z0-9-]{1,60}"
+_LOCATION = r"[a-z0-9-]{1,60}"
 _INSTANCE_TYPE = r"[A-Za-z0-9._-]{1,60}"
 
 account_id = matching(_ACCOUNT, "1 to 60 characters of [a-z0-9-]")
 account_id_or_none = matching(_ACCOUNT, "1 to 60 characters of [a-z0-9-]", optional=True)
-region_id = matching(_PLACE, 'a region, for example "ap-guangzhou"')
-region_id_or_none = matching(_PLACE, 'a region, for example "ap-guangzhou"', optional=True)
-region_id_or_all = matching(rf"{_PLACE}|-", 'a region, for example "ap-guangzhou", or "-" for all')
-zone_id = matching(_PLACE, 'a zone, for example "ap-guangzhou-3"')
-zone_id_or_none = matching(_PLACE, 'a zone, for example "ap-guangzhou-3"', optional=True)
+region_id = matching(_LOCATION, 'a region, for example "ap-guangzhou"')
+region_id_or_none = matching(_LOCATION, 'a region, for example "ap-guangzhou"', optional=True)
+region_id_or_all = matching(rf"{_LOCATION}|-", 'a region, for example "ap-guangzhou", or "-" for all')
+zone_id = matching(_LOCATION, 'a zone, for example "ap-guangzhou-3"')
+zone_id_or_none = matching(_LOCATION, 'a zone, for example "ap-guangzhou-3"', optional=True)
 instance_type = matching(_INSTANCE_TYPE, "1 to 60 characters of [A-Za-z0-9._-]")
 instance_type_or_none = matching(_INSTANCE_TYPE, "1 to 60 characters of [A-Za-z0-9._-]", optional=True)
 image_id, image_id_or_none = _id("img"), _id("img", optional=True)

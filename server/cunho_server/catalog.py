@@ -273,7 +273,7 @@ def read(path: Path | None = None) -> Catalog:
     except ValidationError as error:
         problems = [*_mistakes(error), *problems]
     if declared is None or problems:
-        told = "\n  ".join(f"{_address(document, place)}: {wrong}" for place, wrong in problems)
+        told = "\n  ".join(f"{_address(document, path)}: {wrong}" for path, wrong in problems)
         raise CatalogError(f"{source}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  {told}")
     every_region_id = tuple(region.region_id for region in declared.region)
     images = tuple(image for entry in declared.image for image in entry.images(every_region_id))
@@ -282,8 +282,8 @@ def read(path: Path | None = None) -> Catalog:
 
 # Problems. They are looked for in the document as written, so that one mistake hides no other.
 
-_Place = tuple[str | int, ...]  # the keys and indices that lead there from the top of the document
-_Problem = tuple[_Place, str]
+_Path = tuple[str | int, ...]  # the keys and indices that lead there from the top of the document
+_Problem = tuple[_Path, str]
 
 
 def _mistakes(refusal: ValidationError) -> Iterator[_Problem]:
@@ -295,14 +295,14 @@ def _mistakes(refusal: ValidationError) -> Iterator[_Problem]:
 
 
 def _wrong(error: ErrorDetails) -> str:
-    place, value = error["loc"], error["input"]
+    path, value = error["loc"], error["input"]
     match error["type"]:
         case "missing":
             return "is missing"
         case "unexpected_keyword_argument":
-            return f"is not a key here; the keys are {', '.join(_keys(place[:-1]))}"
+            return f"is not a key here; the keys are {', '.join(_keys(path[:-1]))}"
         case "tuple_type" if isinstance(value, dict):
-            header = ".".join(step for step in place if isinstance(step, str))
+            header = ".".join(step for step in path if isinstance(step, str))
             return f"should be a list: head each of its tables [[{header}]]"
         case "tuple_type":
             wrong = "should be a list"
@@ -320,10 +320,10 @@ def _wrong(error: ErrorDetails) -> str:
     return f"{wrong}, not {reprlib.repr(value)}"
 
 
-def _keys(place: _Place) -> list[str]:
-    """The keys that the table at a place may have."""
+def _keys(path: _Path) -> list[str]:
+    """The keys that the table at a path may have."""
     schema = table = _FILE.json_schema()
-    for step in place:
+    for step in path:
         table = table["items"] if isinstance(step, int) else table["properties"][step]
         table = table.get("anyOf", [table])[0]  # what may be left out is the table, or nothing
         if "$ref" in table:
@@ -338,44 +338,44 @@ def _contradictions(document: dict[str, Any]) -> Iterator[_Problem]:
     yield from _repeats(_find(document, "instance_type", "*", "instance_type"))
     declared = list(dict.fromkeys(str(region_id) for _, region_id in _find(document, "region", "*", "region_id")))
     published: list[tuple[object, list[str]]] = []
-    for place, image in _find(document, "image", "*"):
-        wanted = list(_find(image, "regions", "*", place=place))
+    for path, image in _find(document, "image", "*"):
+        wanted = list(_find(image, "regions", "*", path=path))
         yield from _repeats(wanted)
-        for region_place, region_id in wanted:
+        for region_path, region_id in wanted:
             if region_id not in declared:
-                yield region_place, f"is not among the regions of this file: {', '.join(declared)}"
+                yield region_path, f"is not among the regions of this file: {', '.join(declared)}"
         regions = [str(region_id) for _, region_id in wanted] or declared
-        for name_place, name in _find(image, "build", "*", "name", place=place):
+        for name_path, name in _find(image, "build", "*", "name", path=path):
             taken = [other for other_name, others in published if other_name == name for other in others]
             if shared := [region_id for region_id in regions if region_id in taken]:
-                yield name_place, f"is the name of another image in {', '.join(shared)}"
+                yield name_path, f"is the name of another image in {', '.join(shared)}"
             published.append((name, regions))
 
 
-def _find(node: Any, *path: str, place: _Place = ()) -> Iterator[tuple[_Place, Any]]:
-    """Every value at a path of keys, "*" being each entry of a list, with its place; none where the path ends early."""
-    if not path:
-        yield place, node
-    elif path[0] == "*" and isinstance(node, list):
+def _find(node: Any, *keys: str, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+    """Every value that the keys lead to, "*" being each entry of a list, with its path; none where they end early."""
+    if not keys:
+        yield path, node
+    elif keys[0] == "*" and isinstance(node, list):
         for index, entry in enumerate(node):
-            yield from _find(entry, *path[1:], place=(*place, index))
-    elif isinstance(node, dict) and path[0] in node:
-        yield from _find(node[path[0]], *path[1:], place=(*place, path[0]))
+            yield from _find(entry, *keys[1:], path=(*path, index))
+    elif isinstance(node, dict) and keys[0] in node:
+        yield from _find(node[keys[0]], *keys[1:], path=(*path, keys[0]))
 
 
-def _repeats(values: Iterable[tuple[_Place, object]]) -> Iterator[_Problem]:
+def _repeats(values: Iterable[tuple[_Path, object]]) -> Iterator[_Problem]:
     seen: list[object] = []
-    for place, value in values:
+    for path, value in values:
         if value in seen:
-            yield place, f"{reprlib.repr(value)} is given twice"
+            yield path, f"{reprlib.repr(value)} is given twice"
         seen.append(value)
 
 
-def _address(document: Any, place: _Place) -> str:
-    """A place in words: each entry by its number, from 1, and by what it is called."""
+def _address(document: Any, path: _Path) -> str:
+    """A path in words: each entry by its number, from 1, and by what it is called."""
     words = ""
     node = document
-    for step in place:
+    for step in path:
         if isinstance(step, int):
             node = node[step]
             words += f" {step + 1}{_called(node)},"

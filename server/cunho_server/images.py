@@ -48,7 +48,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
         async with self.reading() as connection:
             usable_with = await regions.get_type(connection, type_id) if type_id else None
             asked = images.Asked(
-                all_of(caller), region_id, page.expression, page.keys, page.place, page.size + 1, usable_with
+                all_of(caller), region_id, page.expression, page.keys, page.cursor, page.size + 1, usable_with
             )
             found = await shown.page(connection, caller, asked)
             # A page with images on it proves the region.

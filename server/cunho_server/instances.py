@@ -69,7 +69,7 @@ class InstanceService(Servicer, instance_service_pb2_grpc.InstanceServiceService
                 region_id=region_id,
                 expression=page.expression,
                 keys=page.keys,
-                place=page.place,
+                cursor=page.cursor,
                 limit=page.size + 1,
             )
             # A page with instances on it proves the region.

@@ -43,7 +43,7 @@ class Operations(Servicer, operations_pb2_grpc.OperationsServicer):  # type: ign
                 account_id=all_of(caller),
                 expression=page.expression,
                 keys=page.keys,
-                place=page.place,
+                cursor=page.cursor,
                 limit=page.size + 1,
             )
         shown, token = page.filled(found, messages.operation)

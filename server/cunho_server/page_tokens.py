@@ -1,6 +1,6 @@
 """Tokens of pages: signed, and bound to the caller and to the other arguments of the call.
 
-A token holds the place that the next page comes after, not a row: it outlives that row.
+A token holds the cursor that the next page comes after, not a row: it outlives that row.
 """
 
 import base64
@@ -25,14 +25,14 @@ class PageTokens:
     def __init__(self, key: bytes) -> None:
         self._key = key
 
-    def make(self, caller: Caller, request: Any, place: Sequence[Any]) -> str:
-        """The token of the page after `place`: values of text, integer or time."""
-        values = json.dumps([value.isoformat() if isinstance(value, datetime) else value for value in place])
+    def make(self, caller: Caller, request: Any, cursor: Sequence[Any]) -> str:
+        """The token of the page after `cursor`: values of text, integer or time."""
+        values = json.dumps([value.isoformat() if isinstance(value, datetime) else value for value in cursor])
         body = values.encode()
         return _encoded(self._digest(caller, request, body) + body)
 
-    def place(self, caller: Caller, request: Any) -> list[Any] | None:
-        """The place that the page of the request comes after; None for the first page. Refuses: INVALID_PAGE_TOKEN."""
+    def cursor(self, caller: Caller, request: Any) -> list[Any] | None:
+        """The cursor that the page of the request comes after; None for the first page. Refuses: INVALID_PAGE_TOKEN."""
         token = request.page_token
         if not token:
             return None

@@ -26,8 +26,8 @@ _FOLDER_LENGTH_MAX_BYTES = 80
 def own_addresses(servers: Sequence[grpc.aio.Server]) -> Iterator[list[str]]:
     """Where each of the servers, which have not started yet, is reached by nobody but its own user."""
     # Where the temporary folder is called something long, paths in it are too long for sockets.
-    place = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > _FOLDER_LENGTH_MAX_BYTES else None
-    with tempfile.TemporaryDirectory(prefix="cunho-", dir=place) as folder:
+    parent = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > _FOLDER_LENGTH_MAX_BYTES else None
+    with tempfile.TemporaryDirectory(prefix="cunho-", dir=parent) as folder:
         addresses = [f"unix:{quote(folder)}/{number}" for number in range(len(servers))]
         for server, address in zip(servers, addresses, strict=True):
             server.add_insecure_port(address)

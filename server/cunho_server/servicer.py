@@ -148,15 +148,15 @@ class Page:
 
     expression: filters.Expression | None
     keys: Sequence[orders.Key]
-    place: list[Any] | None
+    cursor: list[Any] | None
     size: int
-    #: Makes the token of the page that comes after a place.
+    #: Makes the token of the page that comes after a cursor.
     token: Callable[[Sequence[Any]], str]
 
     @property
     def after(self) -> str:
         """What the page comes after, of a list in the order of one text; "" for the first page."""
-        return self.place[0] if self.place else ""
+        return self.cursor[0] if self.cursor else ""
 
     def filled(self, rows: Sequence[Row], make: Callable[[Row], Answer]) -> tuple[list[Answer], str]:
         """The messages of the page, and the token of the next one, "" if there is none.
@@ -174,7 +174,7 @@ class Page:
     def cut(self, entries: Sequence[Entry]) -> tuple[list[bytes], str]:
         """As `filled`, of images that are serialized already."""
         number = _fitting(len(entry.message) for entry in entries[: self.size])
-        token = self.token(entries[number - 1].place) if number < len(entries) else ""
+        token = self.token(entries[number - 1].cursor) if number < len(entries) else ""
         return [entry.message for entry in entries[:number]], token
 
 
@@ -270,14 +270,14 @@ class Servicer:
         """
         expression = filter.parse(request.filter) if filter else None
         keys = order.parse(getattr(request, "order_by", "")) if order else [orders.Key(tie_breaker, False)]
-        place = self.service.page_tokens.place(caller, request)
-        if place is not None:
-            place = [
+        cursor = self.service.page_tokens.cursor(caller, request)
+        if cursor is not None:
+            cursor = [
                 datetime.fromisoformat(value) if key.field.endswith("_time") else value
-                for key, value in zip(keys, place, strict=True)
+                for key, value in zip(keys, cursor, strict=True)
             ]
         token = partial(self.service.page_tokens.make, caller, request)
-        return Page(expression, keys, place, min(request.page_size or PAGE_SIZE_DEFAULT, size_max), token)
+        return Page(expression, keys, cursor, min(request.page_size or PAGE_SIZE_DEFAULT, size_max), token)
 
 
 def one_region(region_id: str) -> str | None:

@@ -153,15 +153,15 @@ def _of_each(field: FieldDescriptor, shape: Each) -> _Finder:
             return
         first: dict[Any, int] = {}
         for index, value in enumerate(values):
-            place = f"{path}[{index}]"
+            item_path = f"{path}[{index}]"
             if find_in_item is None:
                 for find_in_part in _finders(value.DESCRIPTOR):
-                    yield from find_in_part(value, f"{place}.")
+                    yield from find_in_part(value, f"{item_path}.")
             else:
-                yield from find_in_item(value, place)
+                yield from find_in_item(value, item_path)
             key = getattr(value, shape.unique) if isinstance(shape.unique, str) else value
             if shape.unique and first.setdefault(key, index) != index:
-                yield Violation(place, f"must not be the same as {path}[{first[key]}]")
+                yield Violation(item_path, f"must not be the same as {path}[{first[key]}]")
 
     return find
 

@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
     message: bytes
     #: The values of the list's keys.
-    place: Sequence[Any]
+    cursor: Sequence[Any]
 
 
 async def image(connection: Connection, caller: Caller, image_id: str) -> bytes:
@@ -64,7 +64,7 @@ async def page(connection: Connection, caller: Caller, asked: images.Asked) -> l
     """The images of a page, as the caller sees them; all of them are of one moment."""
     if caller.role is not Role.OPERATOR:
         rows = await images.shown_page(connection, asked)
-        entries = [Entry(message, row.place) for row in rows if (message := message_of(caller, row))]
+        entries = [Entry(message, row.cursor) for row in rows if (message := message_of(caller, row))]
         if len(entries) == len(rows):
             return entries
     return await _of_whole(connection, caller, await images.page(connection, asked), asked.keys)
@@ -72,14 +72,16 @@ async def page(connection: Connection, caller: Caller, asked: images.Asked) -> l
 
 async def _of_whole(connection: Connection, caller: Caller, found: Sequence[Image], keys: Sequence[Key]) -> list[Entry]:
     """Whole images as the caller sees them, who cannot tell that they were; what is to be kept of them is kept."""
-    places = [[getattr(image, key.field) for key in keys] for image in found]
+    cursors = [[getattr(image, key.field) for key in keys] for image in found]
     if caller.role is Role.OPERATOR:  # who sees more than is kept
         shown = [messages.image(caller, image).SerializeToString() for image in found]
-        return [*map(Entry, shown, places)]
+        return [*map(Entry, shown, cursors)]
     rows = [_row(image) for image in found]
     await _keep(connection, rows)
     return [
-        Entry(message, place) for row, place in zip(rows, places, strict=True) if (message := message_of(caller, row))
+        Entry(message, cursor)
+        for row, cursor in zip(rows, cursors, strict=True)
+        if (message := message_of(caller, row))
     ]
 
 
@@ -113,7 +115,7 @@ def message_of(caller: Caller, image: JudgedImage | ShownImage) -> bytes | None:
 
 def _row(image: Image) -> ShownImage:
     """The row that a read finds once the image's message is kept."""
-    values = image._asdict() | {"message": kept(image), "place": ()}
+    values = image._asdict() | {"message": kept(image), "cursor": ()}
     return ShownImage._make(values[name] for name in ShownImage._fields)
 
 

@@ -160,17 +160,17 @@ class _Child:
 
 
 class _Processes:
-    """As many processes as the settings say, each in its place, where another follows it if it ends by itself."""
+    """As many processes as the settings say, each in its slot, where another follows it if it ends by itself."""
 
     def __init__(self, settings: Settings, metrics: Exposed) -> None:
         self._settings = settings
         self._metrics = metrics
         self._dsn = ""
-        self._places: list[_Child] = []
-        #: Those in the places, and those that still have to end.
+        self._slots: list[_Child] = []
+        #: Those in the slots, and those that still have to end.
         self._living: set[_Child] = set()
         self._keeping: set[asyncio.Task[None]] = set()
-        #: Held while a place changes hands.
+        #: Held while a slot changes hands.
         self._changing = asyncio.Lock()
 
     async def spawn(self) -> _Child:
@@ -187,7 +187,7 @@ class _Processes:
         # The first one alone: what keeps it from serving is said once.
         await loading[0].serve(self._told(0))
         await asyncio.gather(*(child.serve(self._told(index)) for index, child in enumerate(loading) if index))
-        self._places = loading
+        self._slots = loading
         for index, child in enumerate(loading):
             self._keep(index, child)
         try:
@@ -200,7 +200,7 @@ class _Processes:
         while True:
             await event.wait()
             event.clear()
-            for index in range(len(self._places)):
+            for index in range(len(self._slots)):
                 async with self._changing:
                     await self._renew(index)
 
@@ -213,24 +213,24 @@ class _Processes:
         await asyncio.gather(*map(self._end, [*self._living]))
 
     async def _renew(self, index: int) -> None:
-        old = self._places[index]
+        old = self._slots[index]
         try:
             await self._start(index)
         except StartError as error:
             log.error("%s: process %d goes on", error, old.number)
             return
-        log.info("process %d takes over from %d", self._places[index].number, old.number)
+        log.info("process %d takes over from %d", self._slots[index].number, old.number)
         await self._end(old)
 
     async def _start(self, index: int, pause_seconds: float = 0) -> None:
-        """Puts a new process in a place. Raises StartError."""
+        """Puts a new process in a slot. Raises StartError."""
         child = await self.spawn()
         try:
             await child.serve(self._told(index))
         except StartError:
             self._forget(child)
             raise
-        self._places[index] = child
+        self._slots[index] = child
         self._keep(index, child, pause_seconds)
 
     async def _end(self, child: _Child) -> None:
@@ -250,7 +250,7 @@ class _Processes:
         """Starts another process when this one has ended by itself; after the pause, if that was soon."""
         since = time.monotonic()
         code = await child.ended()
-        if self._places[index] is not child:
+        if self._slots[index] is not child:
             return
         log.error("process %d has ended (exit code %d): another takes its place", child.number, code)
         self._forget(child)
@@ -259,7 +259,7 @@ class _Processes:
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(max(2 * pause_seconds, _PAUSE_SECONDS), _PAUSE_SECONDS_MAX)
             async with self._changing:
-                if self._places[index] is not child:
+                if self._slots[index] is not child:
                     return
                 try:
                     return await self._start(index, pause_seconds)

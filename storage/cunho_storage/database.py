@@ -271,7 +271,7 @@ class Database:
         self._dsn = dsn
         self._settings = SESSION | ({"role": role} if role else {})
         self._idle: list[Connection] = []
-        self._places = asyncio.Semaphore(connections)
+        self._slots = asyncio.Semaphore(connections)
         self._wait_seconds = wait_seconds
         self._in_use = self._waiting = 0
 
@@ -282,7 +282,7 @@ class Database:
 
     def connection(self) -> AbstractAsyncContextManager[Connection]:
         """A connection outside of a transaction. Refuses: DATABASE_UNAVAILABLE."""
-        return _Borrowed(self, placed=True)
+        return _Borrowed(self, counted=True)
 
     @asynccontextmanager
     async def transaction(self, *, rehearsal: bool = False) -> AsyncIterator[Connection]:
@@ -306,7 +306,7 @@ class Database:
     async def answers(self, timeout_seconds: float) -> bool:
         """Whether the database answers in time. That every connection is in use does not keep it from being asked."""
         try:
-            async with asyncio.timeout(timeout_seconds), _Borrowed(self, placed=False) as connection:
+            async with asyncio.timeout(timeout_seconds), _Borrowed(self, counted=False) as connection:
                 await connection.value(_PING)
         except (Refusal, TimeoutError):
             return False
@@ -342,24 +342,24 @@ class Database:
             else:
                 await self.close()  # what ended this one has most likely ended them all
 
-    async def wait_for_place(self) -> None:
+    async def wait_for_slot(self) -> None:
         """Waits until one more connection may be in use. Refuses: DATABASE_UNAVAILABLE."""
-        if not self._places.locked():
-            await self._places.acquire()
+        if not self._slots.locked():
+            await self._slots.acquire()
             return
         self._waiting += 1
         try:
-            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the place.
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the slot.
             async with asyncio.timeout(self._wait_seconds):
-                await self._places.acquire()
+                await self._slots.acquire()
         except TimeoutError as error:
             raise _unavailable(error) from error
         finally:
             self._waiting -= 1
 
-    def leave_place(self) -> None:
+    def leave_slot(self) -> None:
         """Lets another connection be in use."""
-        self._places.release()
+        self._slots.release()
 
     async def _take(self) -> Connection:
         while self._idle:
@@ -374,22 +374,22 @@ class _Borrowed:
     """A connection for the time of a block; every call has one, so that this is no generator.
 
     Args:
-        placed: whether it counts among those that may be in use at once.
+        counted: whether it counts among those that may be in use at once.
     """
 
-    __slots__ = ("_connection", "_database", "_placed")
+    __slots__ = ("_connection", "_counted", "_database")
 
-    def __init__(self, database: Database, *, placed: bool) -> None:
+    def __init__(self, database: Database, *, counted: bool) -> None:
         self._database = database
-        self._placed = placed
+        self._counted = counted
 
     async def __aenter__(self) -> Connection:
-        if self._placed:
-            await self._database.wait_for_place()
+        if self._counted:
+            await self._database.wait_for_slot()
         try:
             self._connection = await self._database.lend()
         except BaseException:
-            self._leave_place()
+            self._leave_slot()
             raise
         return self._connection
 
@@ -397,11 +397,11 @@ class _Borrowed:
         try:
             await self._database.take_back(self._connection, error)
         finally:
-            self._leave_place()
+            self._leave_slot()
 
-    def _leave_place(self) -> None:
-        if self._placed:
-            self._database.leave_place()
+    def _leave_slot(self) -> None:
+        if self._counted:
+            self._database.leave_slot()
 
 
 def _begin() -> str:

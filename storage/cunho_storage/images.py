@@ -375,7 +375,7 @@ class Asked(NamedTuple):
     expression: filters.Expression | None
     keys: Sequence[Key]
     #: The values of `keys` that the page comes after.
-    place: Sequence[Any] | None
+    cursor: Sequence[Any] | None
     limit: int
     #: Only images that can be launched as this type.
     usable_with: InstanceType | None
@@ -393,13 +393,13 @@ async def shown_page(connection: Connection, asked: Asked) -> list[ShownImage]:
 
 
 async def _rows(connection: Connection, asked: Asked, *, shown: bool) -> Sequence[Any]:
-    place, usable_with = asked.place, asked.usable_with
+    cursor, usable_with = asked.cursor, asked.usable_with
     statement = _page(
         asked.account_id is None,
         asked.region_id is not None,
         asked.expression,
         tuple(asked.keys),
-        place is not None,
+        cursor is not None,
         usable_with is not None,
         shown,
     )
@@ -408,8 +408,8 @@ async def _rows(connection: Connection, asked: Asked, *, shown: bool) -> Sequenc
         "region_id": asked.region_id,
         "limit": asked.limit,
     }
-    if place is not None:
-        arguments |= {f"place_{index}": value for index, value in enumerate(place)}
+    if cursor is not None:
+        arguments |= {f"cursor_{index}": value for index, value in enumerate(cursor)}
     if usable_with is not None:
         arguments |= {
             "architectures": runnable(usable_with.architecture),

@@ -264,7 +264,7 @@ async def page(
     region_id: str | None,
     expression: filters.Expression | None,
     keys: Sequence[Key],
-    place: Sequence[Any] | None,
+    cursor: Sequence[Any] | None,
     limit: int,
 ) -> list[Instance]:
     """The first `limit` instances of the account, in the order of `keys`, that match.
@@ -272,10 +272,10 @@ async def page(
     Args:
         account_id: None for the operator, who sees all.
         region_id: None for all regions.
-        place: the values of `keys` that the page comes after.
+        cursor: the values of `keys` that the page comes after.
     """
-    statement = _page(account_id is not None, region_id is not None, expression, tuple(keys), place is not None)
-    arguments = {f"place_{index}": value for index, value in enumerate(place or ())}
+    statement = _page(account_id is not None, region_id is not None, expression, tuple(keys), cursor is not None)
+    arguments = {f"cursor_{index}": value for index, value in enumerate(cursor or ())}
     rows = await connection.rows(statement, account_id=account_id, region_id=region_id, limit=limit, **arguments)
     return [Instance._make(row) for row in rows]
 

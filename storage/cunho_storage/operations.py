@@ -224,12 +224,12 @@ async def page(
     account_id: str | None,
     expression: filters.Expression | None,
     keys: Sequence[Key],
-    place: Sequence[Any] | None,
+    cursor: Sequence[Any] | None,
     limit: int,
 ) -> list[Operation]:
     """The first `limit` operations of the account, in the order of `keys`, that match. None: of every account."""
-    statement = _page(account_id is not None, expression, tuple(keys), place is not None)
-    arguments = {f"place_{index}": value for index, value in enumerate(place or ())}
+    statement = _page(account_id is not None, expression, tuple(keys), cursor is not None)
+    arguments = {f"cursor_{index}": value for index, value in enumerate(cursor or ())}
     rows = await connection.rows(statement, account_id=account_id, limit=limit, **arguments)
     return [Operation._make(row) for row in rows]
 

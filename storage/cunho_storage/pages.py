@@ -1,4 +1,4 @@
-"""Pages: the first rows that match, in an order, after a place. Knows no table but that of regions.
+"""Pages: the first rows that match, in an order, after a cursor. Knows no table but that of regions.
 
 The rows of each region are found by themselves, by an index that begins with the region, and then merged: a page of one
 region and a page of all regions cost the same for each region, and need the same indexes.
@@ -12,7 +12,7 @@ from peewee import JOIN, SQL, Node, Select
 from cunho_rules import filters
 from cunho_rules.orders import Key
 from cunho_storage.conditions import after, condition, ordering
-from cunho_storage.statements import arg, places
+from cunho_storage.statements import arg, cursor
 from cunho_storage.tables import RegionRow
 
 
@@ -28,12 +28,12 @@ def first_rows(
 
     Args:
         columns: the column of each field, or what compares it.
-        continued: only rows after the place that the arguments place_0, place_1 ... name.
+        continued: only rows after the cursor, which is the arguments cursor_0, cursor_1 ....
     """
     if expression is not None:
         query = query.where(condition(expression, columns))
     if continued:
-        query = query.where(after(keys, columns, places(keys)))
+        query = query.where(after(keys, columns, cursor(keys)))
     return query.order_by(*ordering(keys, columns)).limit(arg("limit"))
 
 

@@ -30,13 +30,13 @@ class _Argument(NamedTuple):
 
 
 def arg(name: str, type: str = "") -> Any:
-    """The place of an argument in a query; `type` where PostgreSQL cannot tell it from the context."""
+    """The placeholder of an argument; `type` where PostgreSQL cannot tell it from the context."""
     value = Value(_Argument(name), converter=False, unpack=False)
     return Cast(value, type) if type else value
 
 
 def any_of(name: str) -> Any:
-    """The place of a list of texts, to be compared with `== any_of("image_ids")`."""
+    """The placeholder of a list of texts, to be compared with `== any_of("image_ids")`."""
     return fn.ANY(arg(name, "text[]"))
 
 
@@ -70,12 +70,12 @@ def together(*columns: Any) -> Any:
     return Select([], columns)
 
 
-_PLACE_TYPES = {"create_time": "timestamptz", "update_time": "timestamptz", "size_bytes": "bigint"}
+_CURSOR_TYPES = {"create_time": "timestamptz", "update_time": "timestamptz", "size_bytes": "bigint"}
 
 
-def places(keys: Sequence[Key]) -> list[Any]:
-    """The places of place_0, place_1 ...: the values of `keys` that a page comes after."""
-    return [arg(f"place_{index}", _PLACE_TYPES.get(key.field, "text")) for index, key in enumerate(keys)]
+def cursor(keys: Sequence[Key]) -> list[Any]:
+    """The placeholders of cursor_0, cursor_1 ...: the values of `keys` that a page comes after."""
+    return [arg(f"cursor_{index}", _CURSOR_TYPES.get(key.field, "text")) for index, key in enumerate(keys)]
 
 
 class Statement:
@@ -85,13 +85,13 @@ class Statement:
         context: Any = _DIALECT.get_sql_context()
         sql, values = context.sql(query).query()
         parts = sql.split(_MARK)
-        places: dict[Any, int] = {}
+        numbered: dict[Any, int] = {}
         numbers = [
-            places.setdefault(value if isinstance(value, _Argument) else (index, id(value)), len(places) + 1)
+            numbered.setdefault(value if isinstance(value, _Argument) else (index, id(value)), len(numbered) + 1)
             for index, value in enumerate(values)
         ]
         self.text = parts[0] + "".join(f"${number}{part}" for number, part in zip(numbers, parts[1:], strict=True))
-        self._constants: list[Any] = [None] * len(places)
+        self._constants: list[Any] = [None] * len(numbered)
         self._names: dict[int, str] = {}
         for number, value in zip(numbers, values, strict=True):
             if isinstance(value, _Argument):
@@ -100,7 +100,7 @@ class Statement:
                 self._constants[number - 1] = value
 
     def values(self, arguments: dict[str, Any]) -> list[Any]:
-        """The values of $1, $2 ..., with the arguments in their places."""
+        """The values of $1, $2 ..., with the arguments among them."""
         values = self._constants.copy()
         for index, name in self._names.items():
             values[index] = arguments[name]

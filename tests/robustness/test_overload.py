@@ -101,17 +101,17 @@ def test_who_has_more_calls_than_streams_is_not_refused_by_grpc_itself(postgres:
     ):
         ask: Any = channel.unary_unary(RESOLVE)
         metadata = (("authorization", f"Bearer {server.token('acme')}"),)
-        codes, places = Counter[str](), threading.Semaphore(4 * STREAMS)
+        codes, slots = Counter[str](), threading.Semaphore(4 * STREAMS)
 
         def ended(answer: Any) -> None:
             codes[answer.code().name] += 1
-            places.release()
+            slots.release()
 
         for _ in range(3000):
-            places.acquire()
+            slots.acquire()
             ask.future(FAMILY, timeout=60, metadata=metadata).add_done_callback(ended)
         for _ in range(4 * STREAMS):
-            places.acquire()
+            slots.acquire()
     assert codes["OK"]
     assert codes.keys() <= {"OK", "RESOURCE_EXHAUSTED"}
 

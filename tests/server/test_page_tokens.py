@@ -27,11 +27,11 @@ PLACE: list[Any] = ["a name", 7, "img-00000000"]
 
 
 def continued(token: str, asked: Any = ASKED, caller: Caller = CALLER, tokens: PageTokens = TOKENS) -> list[Any] | None:
-    """The place that the token continues from."""
+    """The cursor that the token continues from."""
     request = type(asked)()
     request.CopyFrom(asked)
     request.page_token = token
-    return tokens.place(caller, request)
+    return tokens.cursor(caller, request)
 
 
 def refused(token: str, asked: Any = ASKED, caller: Caller = CALLER, tokens: PageTokens = TOKENS) -> bool:
@@ -41,19 +41,19 @@ def refused(token: str, asked: Any = ASKED, caller: Caller = CALLER, tokens: Pag
     return caught.value.reason is Reason.INVALID_PAGE_TOKEN
 
 
-def test_a_token_holds_the_place_it_was_made_of() -> None:
+def test_a_token_holds_the_cursor_it_was_made_of() -> None:
     assert continued(TOKENS.make(CALLER, ASKED, PLACE)) == PLACE
 
 
-def test_without_a_token_there_is_no_place() -> None:
+def test_without_a_token_there_is_no_cursor() -> None:
     assert continued("") is None
 
 
 def test_a_time_comes_back_as_its_text_to_the_microsecond() -> None:
     time = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)
-    place = continued(TOKENS.make(CALLER, ASKED, [time]))
-    assert place is not None
-    assert datetime.fromisoformat(place[0]) == time
+    cursor = continued(TOKENS.make(CALLER, ASKED, [time]))
+    assert cursor is not None
+    assert datetime.fromisoformat(cursor[0]) == time
 
 
 def test_the_page_size_may_change_from_page_to_page() -> None:
@@ -140,11 +140,11 @@ def test_nothing_may_follow_a_token(end: str) -> None:
 
 
 @given(st.lists(st.text() | st.integers(-(2**63), 2**63 - 1), max_size=4))
-def test_any_place_comes_back(place: list[Any]) -> None:
-    assert continued(TOKENS.make(CALLER, ASKED, place)) == place
+def test_any_cursor_comes_back(cursor: list[Any]) -> None:
+    assert continued(TOKENS.make(CALLER, ASKED, cursor)) == cursor
 
 
-def test_the_longest_place_makes_a_token_that_requests_may_carry() -> None:
+def test_the_longest_cursor_makes_a_token_that_requests_may_carry() -> None:
     token = TOKENS.make(
         CALLER, ASKED, [datetime.now(UTC), datetime.now(UTC), "\U0001f600" * 60, 2**63 - 1, "img-00000000"]
     )

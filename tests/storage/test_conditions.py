@@ -404,8 +404,8 @@ async def walk(
     for _ in range(100):
         query = ThingRow.select().order_by(*ordering(order, ORDER_COLUMNS)).limit(page_size)
         if visited:
-            place = [getattr(visited[-1], key.field) for key in order]
-            query = query.where(after(order, ORDER_COLUMNS, place))
+            cursor = [getattr(visited[-1], key.field) for key in order]
+            query = query.where(after(order, ORDER_COLUMNS, cursor))
         statement = Statement(query)
         page = [Thing(*row) for row in await connection.fetch(statement.text, *statement.values({}))]
         visited += page

@@ -148,12 +148,12 @@ async def test_who_finds_no_free_connection_in_time_is_told_to_come_again(databa
     assert await pid(database) > 0
 
 
-async def test_a_cancelled_call_leaves_its_place_to_others(database: Database) -> None:
+async def test_a_cancelled_call_leaves_its_slot_to_others(database: Database) -> None:
     async def sleep() -> None:
         async with database.transaction() as connection:
             await connection.value(SLEEP, seconds=30)
 
-    for _ in range(3):  # more often than there are places
+    for _ in range(3):  # more often than there are slots
         task = asyncio.create_task(sleep())
         await asyncio.sleep(0.05)
         task.cancel()
@@ -304,7 +304,7 @@ async def test_a_call_whose_database_falls_silent_ends_soon_after_its_time(
     await pids(database, 2)
     refused = await refused_while_silent(database, wire, 0.2)
     assert refused.reason is Reason.DATABASE_UNAVAILABLE
-    assert database.usage == (0, 0, 0), "neither the place nor a connection of the silent server is kept"
+    assert database.usage == (0, 0, 0), "neither the slot nor a connection of the silent server is kept"
     wire.intact.set()
     assert len({*await pids(database, 2)}) == 2
     await database.close()

@@ -558,8 +558,8 @@ class Listed(NamedTuple):
     async def page(self, connection: Connection, after: Any = None) -> Any:
         """Its first rows after the row, or its first."""
         expression = filters.parse(self.filter, FIELDS[self.noun])
-        place = None if after is None else [getattr(after, key.field) for key in self.keys]
-        asked: dict[str, Any] = {"expression": expression, "keys": self.keys, "place": place, "limit": 51}
+        cursor = None if after is None else [getattr(after, key.field) for key in self.keys]
+        asked: dict[str, Any] = {"expression": expression, "keys": self.keys, "cursor": cursor, "limit": 51}
         if self.noun == "operations":
             return await operations.page(connection, account_id=self.account_id, **asked)
         asked |= {"account_id": self.account_id, "region_id": self.region_id}

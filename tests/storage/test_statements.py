@@ -1,4 +1,4 @@
-"""Queries are composed once, with a numbered place for every argument and every constant."""
+"""Queries are composed once, with a numbered placeholder for every argument and every constant."""
 
 import re
 
@@ -7,7 +7,7 @@ from peewee import Case
 
 from cunho_rules.orders import Key
 from cunho_storage import accounts, facts_of, images, instances, operations, regions, requests, secrets, shares
-from cunho_storage.statements import Statement, any_of, arg, every_row, first_row, literal, locking, places, together
+from cunho_storage.statements import Statement, any_of, arg, cursor, every_row, first_row, literal, locking, together
 from cunho_storage.tables import ImageRow, RegionRow
 
 MODULES = (accounts, facts_of, images, instances, operations, regions, requests, secrets, shares)
@@ -62,7 +62,7 @@ def test_what_is_read_together_shares_the_arguments_of_one_name() -> None:
     assert statement.values({"region_id": "north"}) == ["north"]
 
 
-def test_no_mark_of_a_place_is_left_in_any_statement() -> None:
+def test_no_placeholder_is_left_in_any_statement() -> None:
     statements = [value for module in MODULES for value in vars(module).values() if isinstance(value, Statement)]
     assert len(statements) > 60
     for statement in statements:
@@ -82,9 +82,9 @@ def test_a_lock_is_part_of_the_query(strength: str) -> None:
     assert Statement(locking(ALL, strength, skip_locked=True)).text.endswith(f" FOR {strength} SKIP LOCKED")
 
 
-def test_a_page_comes_after_a_typed_place() -> None:
+def test_a_page_comes_after_a_typed_cursor() -> None:
     keys = (Key("create_time", True), Key("size_bytes", False), Key("image_id", False))
-    text = Statement(Case(None, [(place.is_null(), place) for place in places(keys)])).text
+    text = Statement(Case(None, [(value.is_null(), value) for value in cursor(keys)])).text
     assert [kind for kind in ("timestamptz", "bigint", "text") if f"AS {kind})" in text] == [
         "timestamptz",
         "bigint",
