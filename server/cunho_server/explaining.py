@@ -6,7 +6,7 @@ What the request does not name stays unknown, and the checks that need it are no
 from cunho import v1 as pb
 from cunho_rules import actions
 from cunho_rules.images import kind
-from cunho_rules.model import Facts, Image
+from cunho_rules.model import Facts, Image, Region
 from cunho_rules.warnings import Warning, of_launch
 from cunho_server import messages
 from cunho_storage import accounts, facts_of, images, regions, shares
@@ -14,9 +14,14 @@ from cunho_storage.database import Connection
 
 
 async def image_action(
-    connection: Connection, request: pb.CheckImageActionsRequest, facts: Facts, name: str
+    connection: Connection, request: pb.CheckImageActionsRequest, facts: Facts, region: Region | None, name: str
 ) -> pb.Decision:
-    """What every check of the action on an image says; `facts` has the image, the caller and their account."""
+    """What every check of the action on an image says.
+
+    Args:
+        facts: those of the image and of who asks.
+        region: that of the image.
+    """
     image, caller = facts.image, facts.caller
     assert isinstance(image, Image)
     action, facts = actions.IMAGE_ACTIONS[name], facts._replace(action=name)
@@ -25,7 +30,7 @@ async def image_action(
         type_id = request.instance_type or None
         facts = facts._replace(
             region_id=image.region_id,
-            region=await regions.get(connection, image.region_id),
+            region=region,
             zone_id=request.zone_id or None,
             instance_type_id=type_id,
             instance_type=await regions.get_type(connection, type_id) if type_id else None,
@@ -46,11 +51,7 @@ async def image_action(
         recipients = await shares.recipients(connection, image.image_id, request.target_account_ids)
         facts = facts._replace(recipients=recipients)
     elif name == "DeleteImage":
-        facts = facts._replace(
-            force=request.force,
-            copies=await images.copies(connection, image.image_id),
-            shared_with=await shares.account_ids(connection, image.image_id),
-        )
+        facts = facts._replace(force=request.force)
     return messages.decision(action, facts, warnings)
 
 
@@ -63,15 +64,14 @@ async def instance_action(
     action, facts = actions.INSTANCE_ACTIONS[name], facts._replace(action=name)
     warnings: list[Warning] = []
     if name == "CreateImage":
-        place = await accounts.place(
-            connection, caller.account_id, instance.region_id, request.image_name or None, lock=False
-        )
-        facts = facts._replace(
-            account=await accounts.get(connection, caller.account_id),
+        account, region, place, _ = await facts_of.creation(
+            connection,
+            account_id=caller.account_id,
             region_id=instance.region_id,
-            region=await regions.get(connection, instance.region_id),
-            place=place,
+            name=request.image_name or None,
+            instance_id=instance.instance_id,
         )
+        facts = facts._replace(account=account, region_id=instance.region_id, region=region, place=place)
     elif name == "ReinstallInstance":
         image_id = request.target_image_id or instance.image_id
         image = await images.get(connection, image_id, caller.account_id)

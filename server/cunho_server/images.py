@@ -218,15 +218,17 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
             connection, caller = mutation.connection, mutation.caller
             seen = await images.get(connection, request.image_id, caller.account_id)
             await _lock_place_of(connection, seen)
+            await images.lock(connection, request.image_id)
+            image, _, _, copies, shared_with = await facts_of.image(connection, request.image_id, caller.account_id)
             facts = Facts(
                 action="DeleteImage",
                 caller=caller,
                 image_id=request.image_id,
-                image=await images.locked(connection, request.image_id, caller.account_id),
+                image=image,
                 etag=request.etag,
                 force=request.force,
-                copies=await images.copies(connection, request.image_id),
-                shared_with=await shares.account_ids(connection, request.image_id),
+                copies=copies,
+                shared_with=shared_with,
             )
             actions.DELETE_IMAGE.enforce(facts)
             deleted = await _delete(connection, _there(facts.image), facts.shared_with)
@@ -299,12 +301,14 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
     ) -> pb.CheckImageActionsResponse:
         caller = context.caller
         async with self.reading() as connection:
-            image = await images.get(connection, request.image_id, caller.account_id)
+            image, account, region, copies, shared_with = await facts_of.image(
+                connection, request.image_id, caller.account_id
+            )
             facts = Facts(action="GetImage", caller=caller, image_id=request.image_id, image=image)
             actions.GET_IMAGE.enforce(facts)
-            facts = facts._replace(account=await accounts.get(connection, caller.account_id))
+            facts = facts._replace(account=account, copies=copies, shared_with=shared_with)
             decisions = [
-                await explaining.image_action(connection, request, facts, name)
+                await explaining.image_action(connection, request, facts, region, name)
                 for name in request.actions or actions.IMAGE_ACTIONS
             ]
         return pb.CheckImageActionsResponse(decisions=decisions, image_etag=etag(_there(image).version))

@@ -6,6 +6,8 @@ Nothing is locked here: what must stay as it is has been locked by an earlier st
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from peewee import fn
+
 from cunho_rules.limits import QUOTA_LIMIT_MAX
 from cunho_rules.model import Account, Image, Instance, InstanceType, JudgedImage, Place, Recipient, Region
 from cunho_storage import accounts, images, instances, regions, shares
@@ -35,6 +37,15 @@ _CREATION = Statement(
     )
 )
 _SHARE = Statement(together(*_SHARING))
+_IMAGE = Statement(
+    together(
+        first_row(images.ONE),
+        first_row(accounts.ONE),
+        first_row(regions.OF_IMAGE),
+        images.COPIES,
+        fn.ARRAY(shares.ACCOUNT_IDS),
+    )
+)
 _SHARES = Statement(together(first_row(images.ONE), every_row(shares.PAGE)))
 
 Value = TypeVar("Value")
@@ -62,15 +73,15 @@ def launch(read: Sequence[Any]) -> tuple[JudgedImage | None, Account | None, Reg
 
 
 async def creation(
-    connection: Connection, *, account_id: str, region_id: str, name: str, instance_id: str
+    connection: Connection, *, account_id: str, region_id: str, name: str | None, instance_id: str
 ) -> tuple[Account | None, Region | None, Place, Instance | None]:
-    """Who makes an image, where, in which place, and from what."""
+    """Who makes an image, where, in which place, and from what; None: its name is not known."""
     row = await _row(
         connection,
         _CREATION,
         account_id=account_id,
         region_id=region_id,
-        name=name,
+        name=name or "",
         except_id="",
         instance_id=instance_id,
     )
@@ -80,6 +91,22 @@ async def creation(
         _made(Region._make, region),
         accounts.as_place(region_id, name, counter, held),
         _made(Instance._make, instance),
+    )
+
+
+async def image(
+    connection: Connection, image_id: str, account_id: str
+) -> tuple[Image | None, Account | None, Region | None, int, Sequence[str]]:
+    """The image, who asks, its region, how many copies are being made from it, and with whom it is shared."""
+    image, account, region, copies, shared_with = await _row(
+        connection, _IMAGE, image_id=image_id, account_id=account_id
+    )
+    return (
+        _made(Image._make, image),
+        _made(Account._make, account),
+        _made(Region._make, region),
+        copies,
+        shared_with,
     )
 
 

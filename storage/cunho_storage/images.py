@@ -100,10 +100,9 @@ _LOCK, _LOCK_SHARED = Statement(locking(_ID, "NO KEY UPDATE")), Statement(lockin
 CHANGING = Beginning(locking(_ID, "NO KEY UPDATE"))
 #: What mutations of one write rely on that launch from an image, and that share it.
 LAUNCHED, SHARED = Basis(_ID, "SHARE"), Basis(_ID, "NO KEY UPDATE")
-_COPIES = Statement(
-    ImageRow.select(fn.COUNT(SQL("1"))).where(
-        (ImageRow.source_image_id == arg("image_id")) & (ImageRow.state == literal("COPYING"))
-    )
+#: How many copies are being made from an image.
+COPIES = ImageRow.select(fn.COUNT(SQL("1"))).where(
+    (ImageRow.source_image_id == arg("image_id")) & (ImageRow.state == literal("COPYING"))
 )
 
 
@@ -165,12 +164,6 @@ async def locked(connection: Connection, image_id: str, account_id: str, *, shar
     """The image as `get` gives it, locked first."""
     await lock(connection, image_id, shared=shared)
     return await get(connection, image_id, account_id)
-
-
-async def copies(connection: Connection, image_id: str) -> int:
-    """The number of copies being made from the image."""
-    count: int = await connection.value(_COPIES, image_id=image_id)
-    return count
 
 
 # --- writes

@@ -7,13 +7,17 @@ from peewee import SQL, fn
 from cunho_rules.model import InstanceType, Region
 from cunho_storage.database import Connection
 from cunho_storage.statements import Statement, any_of, arg
-from cunho_storage.tables import InstanceTypeRow, RegionRow, ZoneRow
+from cunho_storage.tables import ImageRow, InstanceTypeRow, RegionRow, ZoneRow
 
 _ZONES = ZoneRow.select(
     fn.COALESCE(fn.ARRAY_AGG(ZoneRow.zone_id).order_by(ZoneRow.zone_id), SQL("'{}'::text[]"))
 ).where(ZoneRow.region_id == RegionRow.region_id)
 _REGIONS = RegionRow.select(*RegionRow._meta.sorted_fields, _ZONES.alias("zone_ids"))
 ONE = _REGIONS.where(RegionRow.region_id == arg("region_id"))
+#: That of an image.
+OF_IMAGE = _REGIONS.join(ImageRow, on=ImageRow.region_id == RegionRow.region_id).where(
+    ImageRow.image_id == arg("image_id")
+)
 _GET = Statement(ONE)
 _LIST = Statement(_REGIONS.where(RegionRow.region_id > arg("after")).order_by(RegionRow.region_id).limit(arg("limit")))
 _EXISTING = Statement(RegionRow.select(RegionRow.region_id).where(RegionRow.region_id == any_of("region_ids")))

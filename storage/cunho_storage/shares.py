@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from peewee import CTE, JOIN, Select, fn
 
-from cunho_rules.limits import QUOTA_LIMIT_MAX
 from cunho_rules.model import Recipient
 from cunho_storage import images
 from cunho_storage.database import Connection
@@ -15,12 +14,20 @@ from cunho_storage.statements import Statement, any_of, arg, delete_from
 from cunho_storage.tables import AccountRegionRow, AccountRow, ImageRow, ImageShareRow
 
 _OF_IMAGE = ImageShareRow.image_id == arg("image_id")
-_SHARES = ImageShareRow.select(ImageShareRow.recipient_account_id, ImageShareRow.create_time).order_by(
-    ImageShareRow.recipient_account_id
+#: The first shares of an image with accounts that come after one.
+PAGE = (
+    ImageShareRow.select(ImageShareRow.recipient_account_id, ImageShareRow.create_time)
+    .where(_OF_IMAGE & (ImageShareRow.recipient_account_id > arg("after")))
+    .order_by(ImageShareRow.recipient_account_id)
+    .limit(arg("limit"))
 )
-#: The first of them after an account.
-PAGE = _SHARES.where(_OF_IMAGE & (ImageShareRow.recipient_account_id > arg("after"))).limit(arg("limit"))
-_LIST = Statement(PAGE)
+#: Every account that an image is shared with, sorted.
+ACCOUNT_IDS = (
+    ImageShareRow.select(ImageShareRow.recipient_account_id)
+    .where(_OF_IMAGE)
+    .order_by(ImageShareRow.recipient_account_id)
+)
+_ACCOUNT_IDS = Statement(ACCOUNT_IDS)
 #: Those of some accounts that are known, whether active in the image's region, and since when it is shared with them.
 RECIPIENTS = (
     AccountRow.select(AccountRow.account_id, AccountRegionRow.region_id.is_null(False), ImageShareRow.create_time)
@@ -81,15 +88,9 @@ class Share(NamedTuple):
     create_time: datetime
 
 
-async def list_(connection: Connection, image_id: str, *, after: str = "", limit: int) -> list[Share]:
-    """The first `limit` shares of the image with accounts that come after `after`, by account."""
-    rows = await connection.rows(_LIST, image_id=image_id, after=after, limit=limit)
-    return [Share._make(row) for row in rows]
-
-
 async def account_ids(connection: Connection, image_id: str) -> list[str]:
     """Every account that the image is shared with, sorted."""
-    return [share.account_id for share in await list_(connection, image_id, limit=QUOTA_LIMIT_MAX)]
+    return [row[0] for row in await connection.rows(_ACCOUNT_IDS, image_id=image_id)]
 
 
 async def recipients(connection: Connection, image_id: str, account_ids: Sequence[str]) -> tuple[Recipient, ...]:

@@ -401,7 +401,6 @@ PRICED = [
     Priced("images.software", lambda c: images.software(c, PUBLIC)),
     Priced("images.locked", lambda c: images.locked(c, IMAGE, ORDINARY)),
     Priced("images.locked, shared", lambda c: images.locked(c, IMAGE, ORDINARY, shared=True)),
-    Priced("images.copies", lambda c: images.copies(c, IMAGE)),
     Priced("images.add", add_image),
     Priced("images.update", update_image),
     Priced("images.republish", republish_image),
@@ -410,7 +409,7 @@ PRICED = [
     Priced("images.finish", lambda c: images.finish(c, COPYING)),
     Priced("images.fail", lambda c: images.fail(c, COPYING, "", "")),
     Priced("images.abandon", lambda c: images.abandon(c, COPYING)),
-    Priced("shares.list_", lambda c: shares.list_(c, OF_OWNER, limit=51)),
+    Priced("shares.account_ids", lambda c: shares.account_ids(c, OF_OWNER)),
     Priced(
         "shares.recipients", lambda c: shares.recipients(c, IMAGE, [f"acc-{n:05}" for n in range(50)]), rows=2 * FEW
     ),
@@ -481,6 +480,7 @@ PRICED = [
             c, account_id=TOMBSTONES, region_id=GUANGZHOU, name="new", instance_id="ins-00000005"
         ),
     ),
+    Priced("facts_of.image", lambda c: facts_of.image(c, OF_OWNER, OWNER)),
     Priced("facts_of.sharing", lambda c: facts_of.sharing(c, image_id=OF_OWNER, **SHARED_BY_OWNER)),
     Priced("facts_of.shares_of", lambda c: facts_of.shares_of(c, OF_OWNER, OWNER, after="", limit=51)),
 ]
@@ -711,8 +711,8 @@ READS = [
     Counted("BatchGetImages", 1, lambda t: t.tenant.batch_get_images(image_ids=[t.image, t.shared])),
     Counted("ListImages", 1, lambda t: [*t.tenant.list_images(region_id=GUANGZHOU)]),
     Counted("ResolveImage", 2, lambda t: t.tenant.resolve_image(region_id=GUANGZHOU, family="debian-12")),
-    Counted("CheckImageActions", 5, lambda t: t.tenant.check_image_actions(image_id=t.image)),
-    Counted("CheckInstanceActions", 6, lambda t: t.tenant.check_instance_actions(instance_id=t.instance)),
+    Counted("CheckImageActions", 1, lambda t: t.tenant.check_image_actions(image_id=t.image)),
+    Counted("CheckInstanceActions", 4, lambda t: t.tenant.check_instance_actions(instance_id=t.instance)),
     Counted("ListImageShares", 1, lambda t: [*t.tenant.list_image_shares(image_id=t.shared)]),
     Counted("GetInstance", 1, lambda t: t.tenant.get_instance(instance_id=t.instance)),
     Counted("ListInstances", 1, lambda t: [*t.tenant.list_instances(region_id=GUANGZHOU)]),
@@ -732,7 +732,7 @@ MUTATIONS = [
     Counted("CreateImage", 7, create_image),
     Counted("CopyImage", 11, copy_image),
     Counted("UpdateImage", 6, rename),
-    Counted("DeleteImage", 10, lambda t: t.tenant.delete_image(image_id=t.deleted)),
+    Counted("DeleteImage", 8, lambda t: t.tenant.delete_image(image_id=t.deleted)),
 ]
 
 #: A look and a write, which are their own transactions.
