@@ -176,10 +176,9 @@ def test_a_watched_list_as_json_is_one_line_each_time(started: Started) -> None:
     assert process.wait(20) == 130
 
 
-@pytest.mark.parametrize(("words", "seconds"), [("--watch", 2), ("--watch 1", 1), ("--watch 0.5", 0.5)])
-def test_it_is_watched_as_often_as_is_said(
-    run: Run, monkeypatch: pytest.MonkeyPatch, words: str, seconds: float
-) -> None:
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each watching paused; the first pause is its end."""
     pauses: list[float] = []
 
     def sleep(pause: float) -> None:
@@ -187,9 +186,26 @@ def test_it_is_watched_as_often_as_is_said(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cunho.cli.printing.sleep", sleep)
+    return pauses
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"), [("--watch", 2), ("--watch 1", 1), ("--watch 0.5", 0.5), ("--watch=3", 3)]
+)
+def test_it_is_watched_as_often_as_is_said(run: Run, pauses: list[float], words: str, seconds: float) -> None:
     with pytest.raises(SystemExit, match="130"):
         run("regions", *words.split())
     assert pauses == [seconds]
+
+
+def test_watching_takes_no_word_for_its_pause_but_a_number(
+    tenant: Tenant, run: Run, pauses: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for pause in ("--watch", "--watch 5"):
+        with pytest.raises(SystemExit, match="130"):
+            run("quotas", *pause.split(), tenant.account_id)
+        assert GUANGZHOU in capsys.readouterr().out
+    assert pauses == [2, 5]
 
 
 def test_the_command_ends_quietly_if_nobody_reads_on(started: Started) -> None:

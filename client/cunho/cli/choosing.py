@@ -29,7 +29,7 @@ def label_comparisons(labels: Iterable[str]) -> Iterator[str]:
     """The comparisons for labels given as KEY, which must be there, or KEY=VALUE."""
     for label in labels:
         key, equals, value = label.partition("=")
-        yield comparison(f"labels.{key}", value) if equals else f"labels:{key}"
+        yield comparison(f"labels.{key}", value) if equals else f'labels:"{key}"'
 
 
 def all_of(given: str, comparisons: Iterable[str]) -> str:

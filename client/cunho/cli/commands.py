@@ -13,7 +13,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from cunho.cli.exit_codes import BROKEN_PIPE, INTERRUPTED, exit_code, exit_codes_in_lines
-from cunho.cli.flags import QUIET
+from cunho.cli.flags import QUIET, with_pauses
 from cunho.cli.session import Connection, Json, MisuseError, Session, flags_go_first
 
 app: App = App(
@@ -70,7 +70,7 @@ def run(words: Sequence[str]) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when gRPC is imported; what matters is in the refusal
     try:
         _require_text(words)
-        code = app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
+        code = app.meta(with_pauses(words), exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return code or 0
     except CycloptsError as error:

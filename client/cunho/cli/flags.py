@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Protocol
 
 from cyclopts import Parameter, Token, validators
@@ -11,9 +12,9 @@ from cunho.cli.session import DAY_SECONDS, MisuseError
 #: How flags are by default: none has a --no-… beside it, and help shows no default that says nothing.
 QUIET = Parameter(negative=(), show_default=lambda value: str(value) if value else None)
 
+WATCH_SECONDS = 2
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _INT64_MAX = (1 << 63) - 1
-_LABEL_KEY = r"[a-z][a-z0-9_.-]{0,62}"
 
 
 def _size_bytes(_: type, tokens: Sequence[Token]) -> int:
@@ -38,20 +39,25 @@ def _whole_number(_: type, tokens: Sequence[Token]) -> int:
 
 
 def _is_pause(_: type, seconds: Any) -> None:
-    if seconds is not False and not 0.1 <= seconds <= DAY_SECONDS:
+    if seconds is not None and not 0.1 <= seconds <= DAY_SECONDS:
         raise ValueError("must be 0.1 seconds at least, and a day at most")
 
 
-def _is_label(_: type, labels: Any) -> None:
-    for label in labels or ():
-        if not re.fullmatch(rf"{_LABEL_KEY}=.*", label):
-            raise ValueError(f"{label!r} is no label: write KEY=VALUE; keys are of [a-z0-9_.-], the first a letter")
+# What the key of a label may be, the service says.
 
 
-def _is_label_choice(_: type, labels: Any) -> None:
-    for label in labels or ():
-        if not re.fullmatch(rf"{_LABEL_KEY}(=.*)?", label):
-            raise ValueError(f"{label!r} is no label: write KEY or KEY=VALUE; keys are of [a-z0-9_.-]")
+def _labels(_: type, tokens: Sequence[Token]) -> tuple[str, ...]:
+    for token in tokens:
+        if "=" not in token.value:
+            raise ValueError(f"{token.value!r} is no label: write KEY=VALUE")
+    return tuple(token.value for token in tokens)
+
+
+def _label_choices(_: type, tokens: Sequence[Token]) -> tuple[str, ...]:
+    for token in tokens:
+        if not re.fullmatch(r"[\w.-]+", token.value.partition("=")[0]):  # or it would end the field in the filter
+            raise ValueError(f"{token.value!r} is no label: write KEY or KEY=VALUE")
+    return tuple(token.value for token in tokens)
 
 
 Architecture = Literal["i386", "x86_64", "arm64"]
@@ -75,17 +81,34 @@ Count = Annotated[
     int, Parameter(converter=_whole_number, n_tokens=1, validator=validators.Number(gte=1, lte=(1 << 31) - 1))
 ]
 Watch = Annotated[
-    float | bool,  # in this order: "1" and "0" are numbers first
+    float | None,
     Parameter(
-        help="Show it anew every 2 seconds, or every so many, until Ctrl-C.",
-        validator=_is_pause,
+        help="Show it anew every 2 seconds, or every so many, until Ctrl-C.", metavar="[SECONDS]", validator=_is_pause
     ),
 ]
 DryRun = Annotated[bool, Parameter(help="Make every check and show the price, but do nothing.")]
 NoWait = Annotated[bool, Parameter(help="Print the operation's name at once, instead of waiting for its end.")]
 Bytes = Annotated[int, Parameter(converter=_size_bytes, metavar="SIZE", n_tokens=1)]
-Labels = Annotated[tuple[str, ...], Parameter(name="--label", metavar="KEY=VALUE", validator=_is_label)]
-LabelChoice = Annotated[tuple[str, ...], Parameter(name="--label", metavar="KEY[=VALUE]", validator=_is_label_choice)]
+Labels = Annotated[tuple[str, ...], Parameter(name="--label", metavar="KEY=VALUE", converter=_labels, n_tokens=1)]
+LabelChoice = Annotated[
+    tuple[str, ...], Parameter(name="--label", metavar="KEY[=VALUE]", converter=_label_choices, n_tokens=1)
+]
+
+
+def with_pauses(words: Sequence[str]) -> list[str]:
+    """The words, with the pause behind each --watch that has none: only a number is taken for one."""
+    pairs = pairwise([*words, ""])
+    return [
+        f"--watch={WATCH_SECONDS}" if word == "--watch" and not _is_number(next_) else word for word, next_ in pairs
+    ]
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def labels_of(labels: Sequence[str]) -> dict[str, str]:

@@ -71,7 +71,7 @@ def list_(
     filter: Filter = "",
     order_by: OrderBy = "",
     limit: Limit = None,
-    watch: Watch = False,
+    watch: Watch = None,
     session: Session,
 ) -> None:
     """Lists the images that you see.
@@ -115,7 +115,7 @@ def list_(
 
 
 @app.command(name="show")
-def show_(image_id: ImageId, /, *, watch: Watch = False, session: Session) -> None:
+def show_(image_id: ImageId, /, *, watch: Watch = None, session: Session) -> None:
     """Shows everything about an image."""
     show(lambda: views.image_details(session.client.get_image(image_id=image_id)), json=session.json, watch=watch)
 
@@ -373,7 +373,7 @@ def set_shares(image_id: ImageId, /, *account_ids: str, dry_run: DryRun = False,
 
 
 @app.command
-def shares(image_id: ImageId, /, *, watch: Watch = False, session: Session) -> None:
+def shares(image_id: ImageId, /, *, watch: Watch = None, session: Session) -> None:
     """Lists the accounts that an image is shared with."""
     show(
         lambda: views.shares(session.client.list_image_shares(image_id=image_id, page_size=choosing.PAGE_SIZE)),

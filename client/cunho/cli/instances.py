@@ -57,7 +57,7 @@ def list_(
     filter: Filter = "",
     order_by: OrderBy = "",
     limit: Limit = None,
-    watch: Watch = False,
+    watch: Watch = None,
     session: Session,
 ) -> None:
     """Lists instances.
@@ -83,7 +83,7 @@ def list_(
 
 
 @app.command(name="show")
-def show_(instance_id: InstanceId, /, *, watch: Watch = False, session: Session) -> None:
+def show_(instance_id: InstanceId, /, *, watch: Watch = None, session: Session) -> None:
     """Shows everything about an instance."""
     show(
         lambda: views.instance_details(session.client.get_instance(instance_id=instance_id)),

@@ -25,7 +25,7 @@ def list_(
     target: str = "",
     filter: Filter = "",
     limit: Limit = None,
-    watch: Watch = False,
+    watch: Watch = None,
     session: Session,
 ) -> None:
     """Lists operations, the newest first.
@@ -49,7 +49,7 @@ def list_(
 
 
 @app.command(name="show")
-def show_(name: Name, /, *, watch: Watch = False, session: Session) -> None:
+def show_(name: Name, /, *, watch: Watch = None, session: Session) -> None:
     """Shows one operation and its steps."""
     show(lambda: views.operation_details(_get(session, name)), json=session.json, watch=watch)
 

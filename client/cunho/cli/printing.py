@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-WATCH_SECONDS = 2.0
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"))
 _GAP, _CUT_WIDTH = 2, 16
 _PLAIN_WIDTH = 1 << 16  # wide enough that nothing is cut
@@ -147,18 +146,17 @@ def grid(rows: Iterable[Sequence["Cell | str"]], indent: int = 0) -> "Renderable
 # --- the ways of showing
 
 
-def show(make: Callable[[], Shown], *, json: bool, watch: bool | float = False) -> None:
-    """Shows on the output what `make` gives; with `watch`, again and again until Ctrl-C. Raises Refused."""
-    if not watch:
+def show(make: Callable[[], Shown], *, json: bool, watch: float | None = None) -> None:
+    """Shows on the output what `make` gives; anew each time so many seconds have passed, if any. Raises Refused."""
+    if watch is None:
         _print(make(), json, indent=2)
         return
-    seconds = WATCH_SECONDS if watch is True else watch
     if json or not sys.stdout.isatty():
         while True:
             _print(make(), json, indent=None)
             sys.stdout.flush()
-            sleep(seconds)
-    _live(make, seconds)
+            sleep(watch)
+    _live(make, watch)
 
 
 def say(text: "RenderableType | Cell | str") -> None:

@@ -7,7 +7,7 @@ from cunho.cli.session import MisuseError, Session
 from cunho.v1 import QuotaId
 
 
-def quotas(account_id: str = "", /, *, image: str = "", watch: Watch = False, session: Session) -> None:
+def quotas(account_id: str = "", /, *, image: str = "", watch: Watch = None, session: Session) -> None:
     """Shows limits and what is used of them: custom images in each region, or the accounts an image is shared with.
 
     Args:
