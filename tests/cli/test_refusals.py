@@ -208,6 +208,36 @@ def test_a_flag_of_tls_goes_before_the_variables_that_say_otherwise(monkeypatch:
     assert "/else" in run("regions", "--tls-ca", "/else", code=2).err
 
 
+def test_a_connection_is_told_by_the_flags_that_variables_do_not_make_needless_and_without_its_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = (
+        "--address",
+        "images.example:443",
+        "--token",
+        "TOKEN",
+        "--account",
+        "acme",
+        "--no-tls",
+        "--tls-ca",
+        "ca.pem",
+    )
+    connection = Connection(
+        "images.example:443", token="secret", account="acme", tls=False, tls_ca=Path("ca.pem"), timeout=9
+    )
+    assert connection.flags == [*told]
+    assert Connection().flags == []
+    for name, value in {
+        "ADDRESS": "images.example:443",
+        "TOKEN": "secret",
+        "ACCOUNT": "acme",
+        "TLS_CA": "ca.pem",
+    }.items():
+        monkeypatch.setenv(f"CUNHO_{name}", value)
+    assert connection.flags == ["--no-tls"]
+    assert Connection().flags == ["--address", "127.0.0.1:50051"]
+
+
 def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     for flag in ("TOKEN_FILE", "ACCOUNT", "TLS", "TLS_CA", "TLS_CLIENT_CERTIFICATE", "TLS_CLIENT_KEY", "TIMEOUT"):
         monkeypatch.setenv(f"CUNHO_{flag}", "")

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -23,7 +24,7 @@ from tests.end_to_end.steps import Held
 from tests.world import GUANGZHOU, Tenant, World
 
 from cunho import v1
-from cunho.cli import images, instances
+from cunho.cli import images, instances, main
 from cunho.cli.flags import Architecture, value_of
 from cunho.cli.printing import age, moment, money, size, visible
 
@@ -138,6 +139,27 @@ def test_ctrl_c_leaves_the_operation_going_and_says_how_to_wait_again(
     assert "STOPPED" in run("operations", "wait", found[1]).out
 
 
+def test_the_command_that_waits_again_asks_the_same_service_as_the_same_caller(
+    world: World, tenant: Tenant, started: Started, driver: Held, token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal(40)
+    _, port = world.address.split(":")
+    words = ("instances", "stop", world.launch(tenant).instance_id, "--token-file", str(token_file))
+    with driver.holding("stop"):
+        process = started(
+            *(*words, "--address", f"localhost:{port}"),
+            **dict.fromkeys(("stdin", "stdout", "stderr"), terminal.theirs),
+        )
+        terminal.until("StopInstance")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    found = re.search(r"with: cunho (operations wait [^\r]*)\r", terminal.rest())
+    assert found
+    monkeypatch.setenv("CUNHO_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("CUNHO_TOKEN", "wrong")
+    assert main(shlex.split(found[1])) == 0
+
+
 def test_who_loses_the_token_while_waiting_is_told_how_to_wait_again(
     world: World, tenant: Tenant, started: Started, driver: Held, terminal: Terminal, token_file: Path
 ) -> None:
@@ -226,6 +248,20 @@ def test_an_output_that_takes_nothing_more_is_told_in_a_sentence(started: Starte
     assert process.returncode == 1
     told = json.loads(err)["error"]["message"] if "--json" in words else err.decode().rstrip()
     assert told == "[Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize(("words", "code"), [("images show img-00000000", 3), ("images lst", 2)])
+@pytest.mark.parametrize("json", ["", " --json"])
+def test_an_error_output_that_nobody_can_read_changes_no_exit_code(
+    started: Started, words: str, json: str, code: int
+) -> None:
+    unread, pipe = os.pipe()
+    os.close(unread)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for errors in (pipe, full):
+        process = started(*f"{words}{json}".split(), stdout=subprocess.DEVNULL, stderr=errors)
+        os.close(errors)
+        assert process.wait(20) == code
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])

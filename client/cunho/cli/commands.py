@@ -3,7 +3,6 @@
 Nouns are imported when they are named, gRPC when a call is sent, rich when something is shown: help does not wait.
 """
 
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from cunho.cli import streams
 from cunho.cli.exit_codes import BROKEN_PIPE, INTERRUPTED, exit_code, exit_codes_in_lines
 from cunho.cli.flags import QUIET, with_pauses
 from cunho.cli.session import Connection, Json, MisuseError, Session, flags_go_first
@@ -60,11 +60,7 @@ def dispatch(
 
 def run(words: Sequence[str]) -> int:
     """Runs a command and returns its exit code; says in a sentence what is wrong with the words."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - as closed by >&-
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    for file in (sys.stdout, sys.stderr):
-        if isinstance(file, io.TextIOWrapper):
-            file.reconfigure(errors="backslashreplace")  # names may hold what the encoding of a terminal has not
+    streams.prepare()
     for name in [name for name, value in os.environ.items() if name.startswith("CUNHO_") and not value]:
         del os.environ[name]  # compose files and the like set empty what is not set
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when gRPC is imported; what matters is in the refusal
@@ -81,17 +77,18 @@ def run(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        _discard_output()
+        streams.discard(sys.stdout)
         return BROKEN_PIPE
     except OSError as error:  # as of a disk that is full
-        _discard_output()
+        streams.discard(sys.stdout)
         return _tell(str(error), "UNKNOWN", words)
 
 
 def _tell(message: str, grpc_code: str, words: Sequence[str]) -> int:
     """Tells what the service had no part in, as a refusal if JSON is wanted. Returns the exit code."""
     if "--json" not in words:
-        print(message, file=sys.stderr)
+        with streams.telling():
+            print(message, file=sys.stderr)
         return exit_code(grpc_code)
     from grpc import StatusCode
 
@@ -108,8 +105,3 @@ def _require_text(words: Sequence[str]) -> None:
             word.encode()
         except UnicodeEncodeError as error:
             raise MisuseError(f"{word!r} is not in UTF-8") from error
-
-
-def _discard_output() -> None:
-    """What is still to be written goes nowhere, or the last flush fails once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,6 +19,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, Message
 
 from cunho import Refused
+from cunho.cli.streams import telling
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import FieldDescriptor
@@ -161,12 +162,14 @@ def show(make: Callable[[], Shown], *, json: bool, watch: float | None = None) -
 
 def say(text: "RenderableType | Cell | str") -> None:
     """Prints beside the output, to people: notices, refusals, what to do next."""
-    _print_to(sys.stderr, text)
+    with telling():
+        _print_to(sys.stderr, text)
 
 
 def say_to_programs(told: object) -> None:
     """Prints beside the output, as JSON in a line."""
-    print(json.dumps(told), file=sys.stderr)
+    with telling():
+        print(json.dumps(told), file=sys.stderr)
 
 
 def say_notice(text: str, *, json: bool) -> None:
@@ -193,7 +196,7 @@ def _print(shown: Shown, as_json: bool, indent: int | None) -> None:
 def _print_to(file: Any, what: "RenderableType | Cell | str") -> None:
     renderable = cell_text(what) if isinstance(what, str | Cell) else what
     if file.isatty():
-        console(file).print(renderable)
+        console(file).print(renderable, soft_wrap=isinstance(what, str))  # a command in it is there to be copied
         return
     from rich.console import Console
 

@@ -1,11 +1,12 @@
 """A run of a command: the flags that every command has, and the client that they make. Shows nothing."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 from cyclopts import Group, Parameter
 
@@ -83,6 +84,13 @@ class Connection:
     timeout: Annotated[float, Parameter(env_var="CUNHO_TIMEOUT", validator=_is_time)] = 30
     """The longest that one call may take, in seconds."""
 
+    @property
+    def flags(self) -> list[str]:
+        """The flags that say which service and who asks, as far as variables do not; of a token, that there is one."""
+        values = [(field, getattr(self, field.name)) for field in fields(self) if field.name != "timeout"]
+        said = [(field.name, value) for field, value in values if value not in (None, "") and _differs(field, value)]
+        return [word for name, value in said for word in _flag(name, value)]
+
     def client(self) -> "Client":
         """A client of the service. Raises MisuseError."""
         from cunho import Client
@@ -117,6 +125,18 @@ class Connection:
         return Tls(self.tls_ca, self.tls_certificate, self.tls_key, self.tls_server_name)
 
 
+def _differs(field: "Field[Any]", value: object) -> bool:
+    """Whether a value of the connection is another than it would be without a flag."""
+    (variable,) = cast(Any, field.type).__metadata__[0].env_var
+    return str(value) != os.environ.get(variable, str(field.default))
+
+
+def _flag(name: str, value: object) -> list[str]:
+    """The words that give a value of the connection. A token is not told: it may be seen or kept by others."""
+    flag = f"{'--no-' if value is False else '--'}{name.replace('_', '-')}"
+    return [flag] if isinstance(value, bool) else [flag, "TOKEN" if name == "token" else str(value)]
+
+
 def _read_anew(file: Path) -> Callable[[], str]:
     """What reads the token of each call. It raises MisuseError, and OSError or ValueError if there is none yet."""
     from cunho import TokenFile
@@ -144,6 +164,11 @@ class Session:
 
     connection: Connection
     json: bool
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags with which another command asks the same service as the same caller, and shows answers so."""
+        return [*self.connection.flags, *(["--json"] if self.json else [])]
 
     @cached_property
     def client(self) -> "Client":

@@ -1,5 +1,6 @@
 """Slow work: its operation is waited for with a live view of its steps, or left to go on."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,9 +74,8 @@ def _waited(session: "Session", operation: Operation[Any]) -> Any:
         return _result(operation)
     except (KeyboardInterrupt, MisuseError, Refused):
         if not operation.done:
-            say_notice(
-                f"the operation goes on; wait for it with: cunho operations wait {operation.name}", json=session.json
-            )
+            wait = shlex.join(["cunho", "operations", "wait", operation.name, *session.flags])
+            say_notice(f"the operation goes on; wait for it with: {wait}", json=session.json)
         raise
 
 
