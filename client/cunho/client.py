@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import grpc
 
-from cunho.connection import Caller, Tls, opened
+from cunho.connection import CLOSED, Caller, Tls, opened
 from cunho.methods import Item, Methods, Request, Response
 from cunho.refused import Refused
 
@@ -21,7 +21,8 @@ class Client(Methods):
             for image in client.list_images(region_id="ap-guangzhou"):
                 print(image.image_id, image.name)
 
-    It may be used by many threads at once. `cunho.aio.Client` is the same for asyncio.
+    It may be used by many threads at once. After `close` every call raises ValueError. `cunho.aio.Client` is the same
+    for asyncio.
 
     Args:
         address_or_channel: "host:port" or "unix:PATH" of a service; or a channel, which is closed with the client. Give
@@ -32,12 +33,12 @@ class Client(Methods):
             False for none, where a proxy or a mesh on this machine does it: otherwise the token crosses the network for
             everybody to read. Default: TLS as by True, but none to a loopback address or a Unix socket.
         account: Account to act for; for the service role only. Default: empty, the token's own.
-        timeout_seconds: Deadline of each call that is given none. Default: 30.
+        timeout_seconds: Deadline of each call that is given none; `math.inf` for none at all. Default: 30.
 
     Raises:
         OSError: A file of `tls` cannot be read.
         ValueError: The address is empty; a file of `tls` is not what it should be, or `tls` was given with a channel;
-            or the token or the account cannot be sent.
+            the token or the account cannot be sent; or `timeout_seconds` is NaN.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Client(Methods):
         super().__init__(self._channel)
 
     def close(self) -> None:
-        """Closes the channel; calls under way are cancelled."""
+        """Closes the channel; calls under way are refused as CANCELLED."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -71,11 +72,13 @@ class Client(Methods):
         request: Request,
         timeout_seconds: float | None,
     ) -> Response:
-        seconds = self._caller.seconds(request, timeout_seconds)
+        seconds, metadata = self._caller.seconds(request, timeout_seconds), self._caller.metadata(request)
         try:
-            return method(request, timeout=seconds, metadata=self._caller.metadata(request))
+            return method(request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
             raise Refused.from_call(error) from error
+        except ValueError as error:  # of gRPC's own, and what the call carries has been checked
+            raise ValueError(CLOSED) from error
 
     def _pages(
         self,

@@ -5,8 +5,10 @@ import os
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from glob import glob
 from ipaddress import ip_address
+from math import isnan
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -41,6 +43,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 """Options for a channel of your own: its calls are repeated, and a connection that is lost is noticed and made anew."""
+
+CLOSED = "the client is closed, or the channel that it was given: make a new one"
+"""What whoever calls by a client without a channel is told."""
 
 #: How much longer than the wait itself a WaitOperation call may take, so that its answer can arrive.
 _WAIT_MARGIN_SECONDS = 5
@@ -99,6 +104,7 @@ class Caller:
     timeout_seconds: float
 
     def __post_init__(self) -> None:
+        bounded(self.timeout_seconds)
         _sendable("the account", self.account)
         if isinstance(self.token, str):
             _sendable("the token", self.token.strip())
@@ -115,7 +121,19 @@ class Caller:
     def seconds(self, request: object, timeout_seconds: float | None) -> float:
         """The deadline of a call."""
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
-        return min(seconds, _SECONDS_MAX) + (_WAIT_MARGIN_SECONDS if isinstance(request, WaitOperationRequest) else 0)
+        return bounded(seconds) + (_WAIT_MARGIN_SECONDS if isinstance(request, WaitOperationRequest) else 0)
+
+
+def bounded(timeout_seconds: float) -> float:
+    """A time as it can be sent: below zero none is left, and infinity is very long. Raises ValueError if it is NaN."""
+    if isnan(timeout_seconds):
+        raise ValueError("timeout_seconds is NaN: give a number of seconds, or math.inf for as long as it takes")
+    return min(max(timeout_seconds, 0), _SECONDS_MAX)
+
+
+def duration(timeout_seconds: float | None) -> timedelta | None:
+    """A time as the field of a request; None if none is given. Raises ValueError if it is NaN."""
+    return None if timeout_seconds is None else timedelta(seconds=bounded(timeout_seconds))
 
 
 def _sendable(what: str, text: str) -> str:

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from cunho import v1
+from cunho.connection import bounded
 from cunho.refused import Refused
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class OperationState(Generic[Response_co]):
     def _waits(self, timeout_seconds: float | None) -> Iterator[float]:
         """How long each call that waits for its end may wait, until it has ended; raises when the time is up."""
         name = self._existing_name()
-        end = inf if timeout_seconds is None else monotonic() + timeout_seconds
+        end = inf if timeout_seconds is None else monotonic() + bounded(timeout_seconds)
         left = max(0, end - monotonic())  # it is asked once even if there is no time to wait: it may have ended
         while not self.done:
             yield min(left, WAIT_SECONDS)
@@ -118,7 +119,7 @@ class Operation(OperationState[Response_co]):
         Raises:
             Refused: It failed or was cancelled, or the service could not be asked (then it may be called again).
             TimeoutError: The time is up; the operation goes on.
-            ValueError: The call was made with validate_only.
+            ValueError: The call was made with validate_only, or `timeout_seconds` is NaN.
         """
         for seconds in self._waits(timeout_seconds):
             with no_answer_is_not_the_end():

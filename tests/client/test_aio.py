@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Iterator
+from math import inf, nan
 from threading import Event
 from typing import Any, get_args, get_origin
 
@@ -149,6 +150,53 @@ async def test_a_channel_that_is_given_is_used_and_closed_with_the_client(servic
         await client.get_image(image_id="img-00000001")
     with pytest.raises(grpc.aio.UsageError, match="closed"):
         await ImageServiceStub(channel).GetImage(v1.GetImageRequest())
+
+
+async def test_a_client_that_is_closed_says_so_to_every_call(service: FakeService, client: aio.Client) -> None:
+    service.answers |= {"ListRegions": regions, "GetOperation": lambda request, context: RUNNING}
+    begun, operation = client.list_regions(), await client.get_operation(name=NAME)
+    assert [(await anext(begun)).region_id for _ in "ab"] == ["a", "b"]
+    await client.close()
+    await client.close()
+    for call in (client.get_image(image_id="img-00000001"), anext(begun), operation.result()):
+        with pytest.raises(ValueError, match=r"^the client is closed"):
+            await call
+
+
+async def test_a_call_under_way_is_refused_when_its_client_is_closed(service: FakeService, client: aio.Client) -> None:
+    started, over = Event(), Event()
+
+    def answer(request: v1.GetImageRequest, context: grpc.ServicerContext) -> v1.Image:
+        started.set()
+        over.wait(10)
+        return v1.Image()
+
+    service.answers["GetImage"] = answer
+    task = asyncio.create_task(client.get_image(image_id="img-00000001"))
+    assert await asyncio.to_thread(started.wait, 10)
+    await client.close()
+    with pytest.raises(Refused) as refused:
+        await task
+    over.set()
+    assert refused.value.code is grpc.StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize(("seconds", "sent"), [(inf, 1e9), (-1, 0)])
+async def test_an_operation_may_be_waited_for_as_long_as_is_wanted(
+    service: FakeService, client: aio.Client, seconds: float, sent: float
+) -> None:
+    service.answers["WaitOperation"] = lambda request, context: MADE
+    assert (await client.wait_operation(name=NAME, timeout_seconds=seconds)).done
+    assert service.calls[0].request.timeout.ToTimedelta().total_seconds() == sent
+
+
+async def test_a_time_that_is_no_number_is_refused_before_any_call(service: FakeService, client: aio.Client) -> None:
+    service.answers["GetOperation"] = lambda request, context: RUNNING
+    operation = await client.get_operation(name=NAME)
+    for call in (client.wait_operation(name=NAME, timeout_seconds=nan), operation.result(timeout_seconds=nan)):
+        with pytest.raises(ValueError, match=r"^timeout_seconds is NaN"):
+            await call
+    assert len(service.calls) == 1
 
 
 async def test_the_result_of_an_operation_is_waited_for_on_the_service(

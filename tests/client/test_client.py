@@ -2,8 +2,9 @@
 
 import inspect
 import re
-from math import inf
-from threading import Event
+from functools import partial
+from math import inf, nan
+from threading import Event, Thread
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from tests.client.conftest import Answer, FakeService
+from tests.client.test_operation import MADE, NAME, RUNNING
 
 import cunho
 from cunho import CHANNEL_OPTIONS, Client, Refused, v1
@@ -215,6 +217,26 @@ def test_a_call_may_have_as_much_time_as_is_wanted(service: FakeService, client:
     assert service.calls[0].seconds_left > 365 * 86_400
 
 
+@pytest.mark.parametrize(("seconds", "sent"), [(inf, 1e9), (1e300, 1e9), (0.5, 0.5), (-1, 0), (-inf, 0)])
+def test_an_operation_may_be_waited_for_as_long_as_is_wanted(
+    service: FakeService, client: Client, seconds: float, sent: float
+) -> None:
+    service.answers["WaitOperation"] = lambda request, context: MADE
+    assert client.wait_operation(name=NAME, timeout_seconds=seconds).done
+    assert service.calls[0].request.timeout.ToTimedelta().total_seconds() == sent
+
+
+def test_a_time_that_is_no_number_is_refused_before_any_call(service: FakeService, client: Client) -> None:
+    service.answers["GetOperation"] = lambda request, context: RUNNING
+    operation = client.get_operation(name=NAME)
+    for use in (partial(client.wait_operation, name=NAME), partial(client.get_operation, name=NAME), operation.result):
+        with pytest.raises(ValueError, match=r"^timeout_seconds is NaN"):
+            use(timeout_seconds=nan)
+    with pytest.raises(ValueError, match=r"^timeout_seconds is NaN"):
+        Client(service.address, timeout_seconds=nan)
+    assert len(service.calls) == 1
+
+
 def test_a_call_that_takes_too_long_is_refused(service: FakeService, client: Client) -> None:
     over = Event()
 
@@ -236,3 +258,29 @@ def test_a_channel_that_is_given_is_used_and_closed_with_the_client(service: Fak
         client.get_image(image_id="img-00000001")
     with pytest.raises(ValueError, match="closed channel"):
         ImageServiceStub(channel).GetImage(v1.GetImageRequest())
+
+
+def test_a_client_that_is_closed_says_so_to_every_call(service: FakeService, client: Client) -> None:
+    service.answers |= {"ListRegions": regions, "GetOperation": lambda request, context: RUNNING}
+    begun, operation = client.list_regions(), client.get_operation(name=NAME)
+    assert (next(begun).region_id, next(begun).region_id) == ("a", "b")
+    client.close()
+    client.close()
+    for use in (partial(client.get_image, image_id="img-00000001"), partial(next, begun), operation.result):
+        with pytest.raises(ValueError, match=r"^the client is closed"):
+            use()
+
+
+def test_a_call_under_way_is_refused_when_its_client_is_closed(service: FakeService, client: Client) -> None:
+    over = Event()
+
+    def answer(request: v1.GetImageRequest, context: grpc.ServicerContext) -> v1.Image:
+        Thread(target=client.close).start()
+        over.wait(10)
+        return v1.Image()
+
+    service.answers["GetImage"] = answer
+    with pytest.raises(Refused) as refused:
+        client.get_image(image_id="img-00000001")
+    over.set()
+    assert refused.value.code is grpc.StatusCode.CANCELLED

@@ -1,5 +1,6 @@
 """The client for asyncio: how calls are sent and refused. Which calls there are is in methods.py."""
 
+from asyncio import CancelledError, current_task
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -7,7 +8,7 @@ from typing import Any, Self
 import grpc
 
 from cunho.aio.methods import Item, Methods, Request, Response
-from cunho.connection import Caller, Tls, opened
+from cunho.connection import CLOSED, Caller, Tls, opened
 from cunho.refused import Refused
 
 
@@ -40,7 +41,7 @@ class Client(Methods):
         super().__init__(self._channel)
 
     async def close(self) -> None:
-        """Closes the channel; calls under way are cancelled."""
+        """Closes the channel; calls under way are refused as CANCELLED."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -57,11 +58,17 @@ class Client(Methods):
         request: Request,
         timeout_seconds: float | None,
     ) -> Response:
-        seconds = self._caller.seconds(request, timeout_seconds)
+        seconds, metadata = self._caller.seconds(request, timeout_seconds), self._caller.metadata(request)
         try:
-            return await method(request, timeout=seconds, metadata=self._caller.metadata(request))
+            return await method(request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
             raise Refused.from_call(error) from error
+        except grpc.aio.UsageError as error:
+            raise ValueError(CLOSED) from error
+        except CancelledError as error:
+            if (task := current_task()) and task.cancelling():
+                raise
+            raise Refused(grpc.StatusCode.CANCELLED, CLOSED) from error  # or the task would seem to be cancelled
 
     async def _pages(
         self,

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from datetime import timedelta
 from typing import TypeVar
 from uuid import uuid4
 
@@ -14,6 +13,7 @@ from google.protobuf.message import Message
 
 from cunho import v1
 from cunho.aio.operation import Operation
+from cunho.connection import duration
 from cunho.v1.account_service_pb2_grpc import AccountServiceStub
 from cunho.v1.image_service_pb2_grpc import ImageServiceStub
 from cunho.v1.instance_service_pb2_grpc import InstanceServiceStub
@@ -1228,7 +1228,5 @@ class Methods(ABC):
             name: Name of the operation, `operations/op-...`. Required.
             timeout_seconds: The longest that the service waits. Default: as long as the call may take.
         """
-        request = operations_pb2.WaitOperationRequest(
-            name=name, timeout=None if timeout_seconds is None else timedelta(seconds=timeout_seconds)
-        )
+        request = operations_pb2.WaitOperationRequest(name=name, timeout=duration(timeout_seconds))
         return Operation[Message](self, await self._call(self._operations.WaitOperation, request, timeout_seconds))

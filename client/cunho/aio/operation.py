@@ -29,7 +29,7 @@ class Operation(OperationState[Response_co]):
         Raises:
             Refused: It failed or was cancelled, or the service could not be asked (then it may be called again).
             TimeoutError: The time is up; the operation goes on.
-            ValueError: The call was made with validate_only.
+            ValueError: The call was made with validate_only, or `timeout_seconds` is NaN.
         """
         for seconds in self._waits(timeout_seconds):
             with no_answer_is_not_the_end():
