@@ -37,8 +37,8 @@ class Client(Methods):
 
     Raises:
         OSError: A file of `tls` cannot be read.
-        ValueError: The address is empty; a file of `tls` is not what it should be, or `tls` was given with a channel;
-            the token or the account cannot be sent; or `timeout_seconds` is NaN.
+        ValueError: The address is none, as a URL; a file of `tls` is not what it should be, or `tls` was given with a
+            channel; the token or the account cannot be sent; or `timeout_seconds` is NaN.
     """
 
     def __init__(

@@ -50,6 +50,8 @@ CLOSED = "the client is closed, or the channel that it was given: make a new one
 #: How much longer than the wait itself a WaitOperation call may take, so that its answer can arrive.
 _WAIT_MARGIN_SECONDS = 5
 
+_PORT_MAX = 65_535  # gRPC takes more, for that of the last 16 bits
+
 _SECONDS_MAX = 1e9  # gRPC takes more, as what has no end, for a time that is over
 
 _WITHOUT_REQUEST_ID = (CancelOperationRequest, DeleteOperationRequest)  # mutations whose messages are not ours
@@ -155,8 +157,7 @@ def opened(grpc_or_aio: Any, address_or_channel: Any, tls: Tls | bool | None) ->
         if tls is not None:
             raise ValueError("tls is for an address; the channel that was given has its own credentials")
         return address_or_channel
-    if not address_or_channel:
-        raise ValueError('the address is empty: give "host:port" or "unix:PATH"')
+    _require_address(address_or_channel)
     here = _on_this_machine(address_or_channel)
     # a proxy that the environment names is mostly another machine, and would read what goes there without TLS
     options = CHANNEL_OPTIONS + ((("grpc.enable_http_proxy", 0),) if here else ())
@@ -167,6 +168,18 @@ def opened(grpc_or_aio: Any, address_or_channel: Any, tls: Tls | bool | None) ->
     tls = Tls() if tls is True else tls
     name = (("grpc.ssl_target_name_override", tls.server_name),) if tls.server_name else ()
     return grpc_or_aio.secure_channel(address_or_channel, _credentials(tls), options=options + name)
+
+
+def _require_address(address: str) -> None:
+    """Raises ValueError for what gRPC would take for another address, or look for in vain."""
+    form = 'give "host:port" or "unix:PATH"'
+    if not address:
+        raise ValueError(f"the address is empty: {form}")
+    if address.startswith(("http://", "https://")):
+        raise ValueError(f"the address {address} is a URL: {form}")
+    port = address.rpartition(":")[2]
+    if port.isdecimal() and int(port) > _PORT_MAX and not address.startswith("unix:"):
+        raise ValueError(f"the address {address} has a port above {_PORT_MAX}")
 
 
 def _on_this_machine(address: str) -> bool:

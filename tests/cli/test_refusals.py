@@ -150,6 +150,7 @@ def test_a_wrong_token_is_refused(run: Run) -> None:
         ("regions --tls-ca /nowhere/ca.pem", "/nowhere/ca.pem"),
         ("regions --token-file /nowhere/token", "/nowhere/token"),
         ("regions --address=", "the address is empty"),
+        ("regions --address http://localhost:50051", "is a URL"),
         ("regions --timeout 0", "over 0 seconds"),
         ("regions --timeout -1", "over 0 seconds"),
         ("regions --timeout nan", "over 0 seconds"),

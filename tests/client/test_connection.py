@@ -225,6 +225,25 @@ def test_an_empty_address_is_refused_before_any_call(kind: Callable[..., object]
         kind("", token="secret")
 
 
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("http://localhost:50051", 'is a URL: give "host:port"'),
+        ("https://images.example", 'is a URL: give "host:port"'),
+        ("localhost:65536", "has a port above 65535"),
+        ("[::1]:115587", "has a port above 65535"),
+    ],
+)
+def test_an_address_that_would_be_taken_for_another_is_refused_before_any_call(address: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"the address {address} {problem}")):
+        Client(address, token="secret")
+
+
+@pytest.mark.parametrize("address", ["localhost:65535", "::1", "unix:/run/cunho:70000", "dns:///images.example:443"])
+def test_an_address_that_grpc_knows_is_taken(address: str) -> None:
+    Client(address, token="secret").close()
+
+
 def test_a_token_that_is_renewed_in_its_file_is_used_at_once(service: FakeService, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("first\n")
