@@ -79,7 +79,7 @@ def test_an_image_is_shown_with_all_that_is_known(world: World, tenant: Tenant, 
 
 def test_the_newest_image_of_a_family_is_resolved(world: World, run: Run) -> None:
     words = ("images", "resolve", "debian-12", "--region", GUANGZHOU, "--arch", "i386", "--json")
-    assert run(*words).json[0]["name"] == "Debian 12 32bit"
+    assert run(*words).json["name"] == "Debian 12 32bit"
 
 
 def test_the_price_is_shown_before_an_image_is_made(world: World, tenant: Tenant, run: Run) -> None:
@@ -114,6 +114,19 @@ def test_what_is_no_uri_is_refused_by_the_service(run: Run) -> None:
     assert "IMPORT_URI_NOT_ALLOWED" in run(*words, "--name", "x", code=2).err
 
 
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        ("images check", "IMAGE_ID [ACTIONS...]"),
+        ("images set-shares", "IMAGE_ID [ACCOUNT_IDS...]"),
+        ("instances check", "INSTANCE_ID [ACTIONS...]"),
+        ("quotas", "[ACCOUNT_ID]"),
+    ],
+)
+def test_the_usage_calls_words_what_the_help_calls_them(run: Run, words: str, usage: str) -> None:
+    assert run(*words.split(), "--help").out.splitlines()[0] == f"Usage: cunho {words} [OPTIONS] {usage}"
+
+
 def test_the_usage_of_a_copy_has_the_image_before_the_regions_which_take_all_words_that_follow(run: Run) -> None:
     assert run("images", "copy", "--help").out.startswith("Usage: cunho images copy [OPTIONS] IMAGE_ID --to STR...\n")
 
@@ -139,6 +152,12 @@ def test_an_image_is_renamed_and_changed(world: World, tenant: Tenant, run: Run)
     image = tenant.get_image(image_id=image_id)
     assert (image.name, image.description, dict(image.labels)) == ("web 2", "", {})
     assert "--name" in run("images", "update", image_id, code=2).err
+
+
+@pytest.mark.parametrize("change", ["rename IMAGE new", "update IMAGE --name new", "deprecate IMAGE", "delete IMAGE"])
+def test_one_image_is_an_object_in_json(world: World, tenant: Tenant, run: Run, change: str) -> None:
+    image_id = world.image(tenant).image_id
+    assert run("images", *change.replace("IMAGE", image_id).split(), "--json").json["image_id"] == image_id
 
 
 def test_an_image_is_shared_seen_left_and_taken_back(world: World, tenant: Tenant, run: Run) -> None:

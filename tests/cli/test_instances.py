@@ -40,7 +40,8 @@ def test_an_instance_goes_through_its_life(world: World, tenant: Tenant, run: Ru
 
 def test_an_instance_is_shown_and_changed(world: World, tenant: Tenant, run: Run) -> None:
     instance_id = world.launch(tenant, name="web").instance_id
-    run("instances", "update", instance_id, "--name", "db", "--label", "a=b")
+    updated = run("instances", "update", instance_id, "--name", "db", "--label", "a=b", "--json").json
+    assert (updated["instance_id"], updated["name"]) == (instance_id, "db")
     shown = run("instances", "show", instance_id).out
     for told in (instance_id, "db", "a=b", "S5.MEDIUM4", "Debian 12 64bit, which is still there to launch from"):
         assert told in shown

@@ -240,6 +240,16 @@ def test_the_command_ends_quietly_if_nobody_reads_on(started: Started) -> None:
     assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize("words", ["regions", "regions --json", "--help", "images list --help", "--version"])
+def test_an_output_that_nobody_reads_has_its_exit_code(started: Started, words: str) -> None:
+    unread, pipe = os.pipe()
+    os.close(unread)
+    process = started(*words.split(), stdout=pipe, stderr=subprocess.PIPE)
+    os.close(pipe)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (141, b"")
+
+
 @pytest.mark.parametrize("words", ["regions", "regions --json", "--help"])
 def test_an_output_that_takes_nothing_more_is_told_in_a_sentence(started: Started, words: str) -> None:
     with Path("/dev/full").open("wb") as full:

@@ -33,7 +33,12 @@ for _noun, _meaning in {
     app.command(f"cunho.cli.{_noun}:app", name=_noun, help=_meaning)
 app.command("cunho.cli.regions:regions", name="regions", help="Lists the regions with their zones and prices.")
 app.command("cunho.cli.regions:instance_types", name="instance-types", help="Lists the instance types.")
-app.command("cunho.cli.quotas:quotas", name="quotas", help="Shows limits and what is used of them.")
+app.command(
+    "cunho.cli.quotas:quotas",
+    name="quotas",
+    help="Shows limits and what is used of them.",
+    usage="Usage: cunho quotas [OPTIONS] [ACCOUNT_ID]",
+)
 app.register_install_completion_command(help="Install completion for the shell that this runs in.")
 
 
@@ -79,6 +84,10 @@ def run(words: Sequence[str]) -> int:
     except BrokenPipeError:
         streams.discard(sys.stdout)
         return BROKEN_PIPE
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        return BROKEN_PIPE  # of a help: rich has discarded the rest, and would end with 1
     except OSError as error:  # as of a disk that is full
         streams.discard(sys.stdout)
         return _tell(str(error), "UNKNOWN", words)

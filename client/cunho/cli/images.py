@@ -130,7 +130,7 @@ def resolve(family: str, /, *, region: str, arch: Architecture | None = None, se
         arch: Architecture wanted. Default: any.
     """
     image = session.client.resolve_image(region_id=region, family=family, architecture=value_of(v1.Architecture, arch))
-    show(lambda: views.images([image]), json=session.json)
+    show(lambda: views.image(image), json=session.json)
 
 
 @app.command
@@ -321,7 +321,7 @@ def update(
         image=v1.Image(image_id=image_id, **values), update_mask=values, validate_only=dry_run
     )
     say_if_rehearsed(dry_run, json=session.json)
-    show(lambda: views.images([image]), json=session.json)
+    show(lambda: views.image(image), json=session.json)
 
 
 @app.command
@@ -360,7 +360,7 @@ def unshare(
     show(lambda: views.unshared(answer), json=session.json)
 
 
-@app.command
+@app.command(usage="Usage: cunho images set-shares [OPTIONS] IMAGE_ID [ACCOUNT_IDS...]")
 def set_shares(image_id: ImageId, /, *account_ids: str, dry_run: DryRun = False, session: Session) -> None:
     """Makes these accounts exactly those that an image is shared with.
 
@@ -413,7 +413,7 @@ def deprecate(
     )
     image = session.client.deprecate_image(image_id=image_id, deprecation=deprecation, validate_only=dry_run)
     say_if_rehearsed(dry_run, json=session.json)
-    show(lambda: views.images([image]), json=session.json)
+    show(lambda: views.image(image), json=session.json)
 
 
 @app.command
@@ -425,10 +425,10 @@ def delete(image_id: ImageId, /, *, force: bool = False, dry_run: DryRun = False
     """
     image = session.client.delete_image(image_id=image_id, force=force, validate_only=dry_run)
     say_if_rehearsed(dry_run, json=session.json)
-    show(lambda: views.images([image]), json=session.json)
+    show(lambda: views.image(image), json=session.json)
 
 
-@app.command
+@app.command(usage="Usage: cunho images check [OPTIONS] IMAGE_ID [ACTIONS...]")
 def check(
     image_id: ImageId,
     /,
@@ -443,8 +443,8 @@ def check(
 ) -> int:
     """Tells what you could do with an image now, and why not the rest.
 
-    Without actions, each is told in a line. Of those that are named every rule is told, and the exit code is 5 if one
-    of them is denied.
+    Without actions, each is told in a line. With actions, it is told of each
+    what every rule says, and the exit code is 5 if one of them is denied.
 
     Args:
         actions: Actions to explain.

@@ -159,7 +159,7 @@ def update(
         instance=v1.Instance(instance_id=instance_id, **values), update_mask=values, validate_only=dry_run
     )
     say_if_rehearsed(dry_run, json=session.json)
-    show(lambda: views.instances([instance]), json=session.json)
+    show(lambda: views.instance(instance), json=session.json)
 
 
 @app.command
@@ -209,7 +209,7 @@ def delete(instance_id: InstanceId, /, *, dry_run: DryRun = False, no_wait: NoWa
     return finish(session, operation, no_wait=no_wait)
 
 
-@app.command
+@app.command(usage="Usage: cunho instances check [OPTIONS] INSTANCE_ID [ACTIONS...]")
 def check(
     instance_id: InstanceId,
     /,
@@ -220,8 +220,8 @@ def check(
 ) -> int:
     """Tells what you could do with an instance now, and why not the rest.
 
-    Without actions, each is told in a line. Of those that are named every rule is told, and the exit code is 5 if one
-    of them is denied.
+    Without actions, each is told in a line. With actions, it is told of each
+    what every rule says, and the exit code is 5 if one of them is denied.
 
     Args:
         actions: Actions to explain.

@@ -98,6 +98,15 @@ class Table:
         return table
 
 
+class Row(Table):
+    """A table of one message, which is no list: as JSON it is an object."""
+
+    @property
+    def json(self) -> object:
+        (message,) = self.messages
+        return self.to_json(message)
+
+
 def _least_width(column: Column, texts: "Iterable[Text]") -> int:
     """How narrow a column may get before another one has to go."""
     longest = max(len(column.heading), *(text.cell_len for text in texts))

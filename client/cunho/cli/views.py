@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from cunho import Operation, Refused, v1
 from cunho.cli import refusals
 from cunho.cli.flags import word_of
-from cunho.cli.printing import Cell, Column, Details, Shown, Table, age, as_json, joined, moment, money, size
+from cunho.cli.printing import Cell, Column, Details, Row, Shown, Table, age, as_json, joined, moment, money, size
 
 _STYLES = {
     "green": "AVAILABLE RUNNING SUCCEEDED PASSED",
@@ -57,6 +57,11 @@ _IMAGES = (
 def images(found: Iterable[v1.Image]) -> Table:
     """Images, each in a row."""
     return Table(list(found), _IMAGES, empty="no images")
+
+
+def image(found: v1.Image) -> Row:
+    """One image, in a row."""
+    return Row([found], _IMAGES)
 
 
 def image_details(image: v1.Image) -> Details:
@@ -170,6 +175,11 @@ _INSTANCES = (
 def instances(found: Iterable[v1.Instance]) -> Table:
     """Instances, each in a row."""
     return Table(list(found), _INSTANCES, empty="no instances")
+
+
+def instance(found: v1.Instance) -> Row:
+    """One instance, in a row."""
+    return Row([found], _INSTANCES)
 
 
 def instance_details(instance: v1.Instance) -> Details:
@@ -365,9 +375,9 @@ def result_view(result: Message) -> Shown:
     if isinstance(result, v1.CreateInstanceResponse):
         return instances(result.instances)
     if isinstance(result, v1.Instance):
-        return instances([result])
+        return instance(result)
     if isinstance(result, v1.Image):
-        return images([result])
+        return image(result)
     assert isinstance(result, PackedMessage)
     return Details(result, [("made", result.type_url)])
 
