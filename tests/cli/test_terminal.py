@@ -310,6 +310,24 @@ def test_help_waits_neither_for_grpc_nor_for_a_service() -> None:
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 
+def test_ctrl_c_at_the_start_is_quiet_too() -> None:
+    program = """
+import sys
+from cunho.cli import main
+
+class Interrupting:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name == "cyclopts":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting)
+sys.exit(main(["regions"]))
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr) == (130, b"")
+
+
 def test_what_grpc_logs_is_not_shown(started: Started) -> None:
     process = started("regions", "--tls", "--timeout", "2", "--json", stderr=subprocess.PIPE)
     _, err = process.communicate(timeout=20)
