@@ -31,6 +31,9 @@ class OperationState(Generic[Response_co]):
     def __init__(self, operation: operations_pb2.Operation) -> None:
         self._operation = operation
 
+    def __repr__(self) -> str:
+        return f"<Operation {self.name or 'of validate_only'}, {'ended' if self.done else 'under way'}>"
+
     @property
     def name(self) -> str:
         """Its name, "operations/op-...", for `Client.get_operation`; empty if the call was made with validate_only."""

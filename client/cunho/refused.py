@@ -82,7 +82,7 @@ class Refused(Exception):
         return self.retry == Advice.RETRY_CALL
 
     def __str__(self) -> str:
-        return f"{self.message} {self.remedy}".strip()
+        return f"{self.message.removesuffix('.')}. {self.remedy}" if self.remedy else self.message
 
     @classmethod
     def from_call(cls, error: grpc.RpcError) -> Self:

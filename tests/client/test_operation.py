@@ -116,6 +116,15 @@ def test_an_operation_shows_its_progress_price_and_warnings(service: FakeService
     assert operation.warnings == [v1.Warning(reason="UNVERIFIED_SHARED_IMAGE")]
 
 
+def test_an_operation_is_shown_by_its_name_and_whether_it_has_ended(
+    service: FakeService, client: Client, operation: Operation[v1.Image]
+) -> None:
+    service.answers["GetOperation"] = lambda request, context: MADE
+    assert repr(operation) == f"<Operation {NAME}, under way>"
+    operation.refresh()
+    assert repr(operation) == f"<Operation {NAME}, ended>"
+
+
 def test_refreshing_brings_the_state_of_now(service: FakeService, operation: Operation[v1.Image]) -> None:
     service.answers["GetOperation"] = lambda request, context: MADE
     assert not operation.done

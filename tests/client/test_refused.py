@@ -87,6 +87,12 @@ def test_a_refusal_that_is_not_the_services_own_has_a_code_and_a_message_only(
     assert (refused.retry, refused.retry_after_seconds) == (v1.Advice.RETRY_UNSPECIFIED, None)
 
 
+@pytest.mark.parametrize("message", ["no such image", "no such image."])
+def test_a_refusal_is_told_in_sentences(message: str) -> None:
+    refused = Refused(grpc.StatusCode.NOT_FOUND, message, [packed(v1.Advice(remedy="Check the id."))])
+    assert str(refused) == "no such image. Check the id."
+
+
 @pytest.mark.parametrize("details", [BUSY.SerializeToString(), b"\xff"], ids=["of another status", "malformed"])
 def test_details_that_do_not_fit_the_status_are_left_out(service: FakeService, client: Client, details: bytes) -> None:
     def answer(request: v1.GetImageRequest, context: grpc.ServicerContext) -> v1.Image:

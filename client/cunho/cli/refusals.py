@@ -10,6 +10,10 @@ from cunho.v1 import Advice
 if TYPE_CHECKING:
     from cunho import Refused
 
+_HINT = (
+    "Check that the service runs, its address (--address, CUNHO_ADDRESS), and whether it takes TLS (--tls, --no-tls)."
+)
+
 
 def tell(refused: "Refused", address: str, as_json: bool) -> int:
     """Tells a refusal and returns the exit code. `address` is where the service was called."""
@@ -54,8 +58,7 @@ def _lines(refused: "Refused") -> list[tuple[str, str]]:
         told += [("field", f"{field or 'request'}: {problem}") for field, problem in refused.violations.items()]
     else:
         told += [("", f"{key} = {value}") for key, value in sorted(refused.metadata.items())]
-    hint = "Check that the service runs, and its address: --address or CUNHO_ADDRESS." if _unanswered(refused) else ""
-    told += [("remedy", remedy)] if (remedy := refused.remedy or hint) else []
+    told += [("remedy", remedy)] if (remedy := refused.remedy or (_HINT if _unanswered(refused) else "")) else []
     return [*told, ("retry", _retry(refused))]
 
 
