@@ -32,7 +32,9 @@ class OperationState(Generic[Response_co]):
         self._operation = operation
 
     def __repr__(self) -> str:
-        return f"<Operation {self.name or 'of validate_only'}, {'ended' if self.done else 'under way'}>"
+        if not self.name:
+            return "<Operation of validate_only>"
+        return f"<Operation {self.name}, {'ended' if self.done else 'under way'}>"
 
     @property
     def name(self) -> str:

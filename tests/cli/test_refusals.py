@@ -131,6 +131,8 @@ def test_a_wrong_token_is_refused(run: Run) -> None:
         ("images list --label AND", "keys are 1 to 63 characters"),
         ("images list --label a)=b", "'a)=b' is no label: write KEY or KEY=VALUE"),
         ("images update img-00000000 --label a", "'a' is no label: write KEY=VALUE"),
+        ("images update img-00000000 --label a=1 --label a=2", "the label a is given 2 times"),
+        ("images update img-00000000 --label a=1 --no-labels", "--label and --no-labels contradict each other"),
         ("images update img-00000000 --label A=b", "keys must be 1 to 63 characters"),
         ("images list --watch 0.01", "0.1 seconds at least"),
         ("images list --watch 0", "0.1 seconds at least"),

@@ -145,7 +145,7 @@ def test_what_was_only_validated_is_no_operation(
 ) -> None:
     service.answers["CreateImage"] = lambda request, context: operations_pb2.Operation(done=True)
     operation = client.create_image(region_id="a", instance_id="ins-00000001", name="web", validate_only=True)
-    assert operation.name == ""
+    assert (operation.name, repr(operation)) == ("", "<Operation of validate_only>")
     with pytest.raises(ValueError, match="validate_only"):
         use(operation)
     assert len(service.calls) == 1

@@ -1,6 +1,7 @@
 """Flags that several commands share, and how words become the values of the API."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Protocol
@@ -112,12 +113,18 @@ def _is_number(word: str) -> bool:
 
 
 def labels_of(labels: Sequence[str]) -> dict[str, str]:
-    """Labels given as KEY=VALUE."""
-    return {key: value for key, _, value in (label.partition("=") for label in labels)}
+    """Labels given as KEY=VALUE. Raises MisuseError if two have the same key."""
+    pairs = [(key, value) for key, _, value in (label.partition("=") for label in labels)]
+    for key, times in Counter(key for key, _ in pairs).items():
+        if times > 1:
+            raise MisuseError(f"the label {key} is given {times} times: give it once")
+    return dict(pairs)
 
 
 def changed(*, label: Sequence[str] | None, no_labels: bool, **values: Any) -> dict[str, Any]:
-    """The fields that an update gives, by name. Raises MisuseError if there are none."""
+    """The fields that an update gives, by name. Raises MisuseError if there are none, or they contradict each other."""
+    if label and no_labels:
+        raise MisuseError("--label and --no-labels contradict each other: give one of them")
     given = {name: value for name, value in values.items() if value is not None}
     if label or no_labels:
         given["labels"] = labels_of(label or ())
