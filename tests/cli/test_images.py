@@ -154,6 +154,12 @@ def test_an_image_is_renamed_and_changed(world: World, tenant: Tenant, run: Run)
     assert "--name" in run("images", "update", image_id, code=2).err
 
 
+def test_a_filter_may_begin_with_a_hyphen(world: World, tenant: Tenant, run: Run) -> None:
+    world.image(tenant, name="one")
+    world.image(tenant, name="two")
+    assert names(run, "--kind", "custom", "--filter", "-name:one") == {"two"}
+
+
 @pytest.mark.parametrize("change", ["rename IMAGE new", "update IMAGE --name new", "deprecate IMAGE", "delete IMAGE"])
 def test_one_image_is_an_object_in_json(world: World, tenant: Tenant, run: Run, change: str) -> None:
     image_id = world.image(tenant).image_id

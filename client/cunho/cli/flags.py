@@ -65,7 +65,10 @@ Architecture = Literal["i386", "x86_64", "arm64"]
 Region = Annotated[str, Parameter(help='Region, or "-" for all.', allow_leading_hyphen=True)]
 Filter = Annotated[
     str,
-    Parameter(help="Which ones, in the filter language of the API, as in 'name = \"web*\" AND NOT labels:old'."),
+    Parameter(
+        help="Which ones, in the filter language of the API, as in 'name = \"web*\" AND NOT labels:old'.",
+        allow_leading_hyphen=True,  # which is NOT
+    ),
 ]
 OrderBy = Annotated[str, Parameter(help='Order, as in "name" or "create_time desc, name". Default: newest first.')]
 Limit = Annotated[
