@@ -38,7 +38,7 @@ class Client(Methods):
     Raises:
         OSError: A file of `tls` cannot be read.
         ValueError: The address is none, as a URL; a file of `tls` is not what it should be, or `tls` was given with a
-            channel; the token or the account cannot be sent; or `timeout_seconds` is NaN.
+            channel; the token is empty, or it or the account cannot be sent; or `timeout_seconds` is NaN.
     """
 
     def __init__(

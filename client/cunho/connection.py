@@ -109,13 +109,13 @@ class Caller:
         bounded(self.timeout_seconds)
         _sendable("the account", self.account)
         if isinstance(self.token, str):
-            _sendable("the token", self.token.strip())
+            _sent(self.token)
 
     def metadata(self, request: object) -> tuple[tuple[str, str], ...]:
         """What a call carries besides its request."""
         # Not call credentials: they need a channel with TLS, which a service on loopback has not.
         token = self.token() if callable(self.token) else self.token
-        authorization = () if token is None else (("authorization", f"Bearer {_sendable('the token', token.strip())}"),)
+        authorization = () if token is None else (("authorization", f"Bearer {_sent(token)}"),)
         account = (("cunho-account", self.account),) if self.account else ()
         key = (("idempotency-key", str(uuid4())),) if isinstance(request, _WITHOUT_REQUEST_ID) else ()
         return authorization + account + key
@@ -136,6 +136,13 @@ def bounded(timeout_seconds: float) -> float:
 def duration(timeout_seconds: float | None) -> timedelta | None:
     """A time as the field of a request; None if none is given. Raises ValueError if it is NaN."""
     return None if timeout_seconds is None else timedelta(seconds=bounded(timeout_seconds))
+
+
+def _sent(token: str) -> str:
+    """A token as it is sent. Raises ValueError, as `_sendable` does."""
+    if not (token := token.strip()):
+        raise ValueError("the token is empty: give one, or None where a certificate says who calls")
+    return _sendable("the token", token)
 
 
 def _sendable(what: str, text: str) -> str:

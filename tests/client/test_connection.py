@@ -262,6 +262,14 @@ def test_a_file_without_a_token_is_refused_before_any_call(tmp_path: Path) -> No
         TokenFile(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("token", ["", " \n"])
+def test_an_empty_token_is_refused_before_any_call(token: str) -> None:
+    with pytest.raises(ValueError, match="the token is empty"):
+        Client("127.0.0.1:1", token=token)
+    with Client("127.0.0.1:1", token=lambda: token) as client, pytest.raises(ValueError, match="the token is empty"):
+        client.get_image(image_id="img-00000001")
+
+
 @pytest.mark.parametrize("text", ["sec\nret", "sécret"])
 def test_a_token_or_an_account_that_cannot_be_sent_is_refused_before_any_call(tmp_path: Path, text: str) -> None:
     file = tmp_path / "token"
