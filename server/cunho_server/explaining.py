@@ -64,7 +64,7 @@ async def instance_action(
     action, facts = actions.INSTANCE_ACTIONS[name], facts._replace(action=name)
     warnings: list[Warning] = []
     if name == "CreateImage":
-        account, region, place, _ = await facts_of.creation(
+        account, region, place, *_ = await facts_of.creation(
             connection,
             account_id=caller.account_id,
             region_id=instance.region_id,

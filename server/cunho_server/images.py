@@ -87,7 +87,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
         async with self.mutation(request, context, accounts.CHANGING_PLACE, **counted) as mutation:
             connection, caller = mutation.connection, mutation.caller
             await instances.lock(connection, request.instance_id)
-            account, region, place, instance = await facts_of.creation(
+            account, region, place, instance, software = await facts_of.creation(
                 connection,
                 account_id=caller.account_id,
                 region_id=request.region_id,
@@ -105,7 +105,7 @@ class ImageService(Servicer, image_service_pb2_grpc.ImageServiceServicer):
                 instance=instance,
             )
             actions.CREATE_IMAGE.enforce(facts)
-            return await making.create(mutation, request, facts)
+            return await making.create(mutation, request, facts, software)
 
     async def ImportImage(self, request: pb.ImportImageRequest, context: Any) -> Operation:
         async with self.mutation(request, context) as mutation:

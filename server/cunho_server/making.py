@@ -20,6 +20,7 @@ from cunho_server.servicer import Mutation
 from cunho_server.work import step
 from cunho_storage import accounts, images, instances
 from cunho_storage.database import Conflict
+from cunho_storage.facts_of import Software
 
 #: What a new image is where nothing else is said.
 _NEW: dict[str, Any] = {
@@ -54,8 +55,8 @@ _NEW: dict[str, Any] = {
 }
 
 
-async def create(mutation: Mutation, request: pb.CreateImageRequest, facts: Facts) -> Operation:
-    """The operation that makes an image of the caller's from an instance. Source: CUS-1, CUS-9."""
+async def create(mutation: Mutation, request: pb.CreateImageRequest, facts: Facts, software: Software) -> Operation:
+    """The operation that makes an image of the caller's from an instance with software. Source: CUS-1, CUS-9."""
     instance, image_id, operation_id = facts.instance, mutation.new_id("img"), mutation.new_id("op")
     assert instance is not None
     quote = _quote(facts, instance.launch_size_bytes)
@@ -75,7 +76,7 @@ async def create(mutation: Mutation, request: pb.CreateImageRequest, facts: Fact
         "source_image_id": instance.image_id,
         "source_region_id": instance.region_id,
         "source_instance_id": instance.instance_id,
-        "software": await images.software(mutation.connection, instance.image_id),
+        "software": software,
         "cloud_init": instance.launch_cloud_init,
         "boot_mode": instance.launch_boot_mode,
     }

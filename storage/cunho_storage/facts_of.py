@@ -3,8 +3,8 @@
 Nothing is locked here: what must stay as it is has been locked by an earlier statement, or is the basis of a look.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from peewee import fn
 
@@ -34,6 +34,7 @@ _CREATION = Statement(
         first_row(accounts.COUNTER),
         first_row(accounts.HELD),
         first_row(instances.ONE),
+        instances.SOFTWARE,
     )
 )
 _SHARE = Statement(together(*_SHARING))
@@ -49,6 +50,8 @@ _IMAGE = Statement(
 _SHARES = Statement(together(first_row(images.ONE), every_row(shares.PAGE)))
 
 Value = TypeVar("Value")
+
+Software: TypeAlias = Sequence[Mapping[str, str]]
 
 
 async def _row(connection: Connection, statement: Statement, **arguments: Any) -> Sequence[Any]:
@@ -74,8 +77,8 @@ def launch(read: Sequence[Any]) -> tuple[JudgedImage | None, Account | None, Reg
 
 async def creation(
     connection: Connection, *, account_id: str, region_id: str, name: str | None, instance_id: str
-) -> tuple[Account | None, Region | None, Place, Instance | None]:
-    """Who makes an image, where, in which place, and from what; None: its name is not known."""
+) -> tuple[Account | None, Region | None, Place, Instance | None, Software]:
+    """Who makes an image, where, in which place, from what, and with which software; None: its name is not known."""
     row = await _row(
         connection,
         _CREATION,
@@ -85,12 +88,13 @@ async def creation(
         except_id="",
         instance_id=instance_id,
     )
-    account, region, counter, held, instance = row
+    account, region, counter, held, instance, software = row
     return (
         _made(Account._make, account),
         _made(Region._make, region),
         accounts.as_place(region_id, name, counter, held),
         _made(Instance._make, instance),
+        software or (),
     )
 
 

@@ -93,7 +93,6 @@ _RESOLVE = Statement(
 _BY_NAME = Statement(
     _select(SQL("false")).where(_PUBLIC & (ImageRow.region_id == arg("region_id")) & (ImageRow.name == arg("name")))
 )
-_SOFTWARE = Statement(ImageRow.select(ImageRow.software).where(ImageRow.image_id == arg("image_id")))
 _ID = ImageRow.select(ImageRow.image_id).where(ImageRow.image_id == arg("image_id"))
 _LOCK, _LOCK_SHARED = Statement(locking(_ID, "NO KEY UPDATE")), Statement(locking(_ID, "SHARE"))
 #: Begins mutations of an image, as `lock` does.
@@ -141,12 +140,6 @@ async def public_by_name(connection: Connection, region_id: str, name: str) -> I
     """The public image of that name in the region, or None."""
     row = await connection.row(_BY_NAME, region_id=region_id, name=name)
     return Image._make(row) if row else None
-
-
-async def software(connection: Connection, image_id: str) -> Sequence[Mapping[str, str]]:
-    """The software bundled with the image, which never changes, also if it is deleted."""
-    found: Sequence[Mapping[str, str]] = await connection.value(_SOFTWARE, image_id=image_id)
-    return found
 
 
 async def lock(connection: Connection, image_id: str, *, shared: bool = False) -> None:

@@ -36,6 +36,10 @@ _INSTANCES = InstanceRow.select(*InstanceRow._meta.sorted_fields, _available_to(
     ImageRow, on=ImageRow.image_id == InstanceRow.image_id
 )
 ONE = _INSTANCES.where(_THIS & _LIVE)
+#: The software bundled with the image of an instance, which never changes, also if the image is deleted.
+SOFTWARE = (
+    ImageRow.select(ImageRow.software).join(InstanceRow, on=InstanceRow.image_id == ImageRow.image_id).where(_THIS)
+)
 _GET = Statement(ONE)
 _GET_SOME = Statement(_INSTANCES.where(InstanceRow.instance_id == any_of("instance_ids")))
 _ID = InstanceRow.select(InstanceRow.instance_id).where(_THIS)

@@ -398,7 +398,6 @@ PRICED = [
     Priced("images.resolve of an architecture", lambda c: images.resolve(c, GUANGZHOU, "family-15", "X86_64")),
     Priced("images.resolve of nothing", lambda c: images.resolve(c, GUANGZHOU, "family-99", "")),
     Priced("images.public_by_name", lambda c: images.public_by_name(c, GUANGZHOU, PUBLIC_NAME)),
-    Priced("images.software", lambda c: images.software(c, PUBLIC)),
     Priced("images.locked", lambda c: images.locked(c, IMAGE, ORDINARY)),
     Priced("images.locked, shared", lambda c: images.locked(c, IMAGE, ORDINARY, shared=True)),
     Priced("images.add", add_image),
@@ -729,7 +728,7 @@ READS = [
 MUTATIONS = [
     Counted("UnshareImage", 6, lambda t: t.tenant.unshare_image(image_id=t.shared, account_ids=["acc-none"])),
     Counted("LeaveImageShare", 5, lambda t: t.recipient.leave_image_share(image_id=t.left)),
-    Counted("CreateImage", 7, create_image),
+    Counted("CreateImage", 6, create_image),
     Counted("CopyImage", 11, copy_image),
     Counted("UpdateImage", 6, rename),
     Counted("DeleteImage", 8, lambda t: t.tenant.delete_image(image_id=t.deleted)),
