@@ -193,7 +193,12 @@ def not_obsolete(facts: Facts) -> Refusal | None:
     """The image is not obsolete."""
     image = _image(facts)
     if image.deprecation_state == DeprecationState.OBSOLETE:
-        return Refusal(Reason.IMAGE_OBSOLETE, image_id=image.image_id, replacement_image_id=image.replacement_image_id)
+        return Refusal(
+            Reason.IMAGE_OBSOLETE,
+            image_id=image.image_id,
+            replacement_image_id=image.replacement_image_id,
+            action=facts.action,
+        )
     return None
 
 

@@ -346,7 +346,7 @@ REFUSALS: dict[Reason, Entry] = {
     Reason.IMAGE_OBSOLETE: _entry(
         Code.FAILED_PRECONDITION,
         "PUB-4",
-        "image {image_id} is obsolete and launches no new instances",
+        "image {image_id} is obsolete: {action} is not possible from it",
         "Choose another image; its replacement: {replacement_image_id:none named}.",
     ),
     Reason.IMAGE_REGION_MISMATCH: _entry(

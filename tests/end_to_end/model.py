@@ -712,7 +712,7 @@ def _not_launchable(image: Image, action: str, region_id: str, instance_type: st
             region_id=region_id,
         ),
         _not_available(image, action),
-        when(image.deprecation == "OBSOLETE", "IMAGE_OBSOLETE", image_id=image.image_id),
+        when(image.deprecation == "OBSOLETE", "IMAGE_OBSOLETE", image_id=image.image_id, action=action),
         when(
             not image.fits(instance_type),
             "IMAGE_INCOMPATIBLE_WITH_INSTANCE_TYPE",

@@ -125,7 +125,7 @@ def test_an_obsolete_custom_image_launches_nothing_for_owner_and_recipient(world
     owner.share_image(image_id=image_id, account_ids=[recipient.account_id])
     deprecate(owner, image_id, v1.Deprecation.STATE_OBSOLETE)
     for caller in (owner, recipient):
-        said: dict[str, Any] = {"image_id": image_id, "replacement_image_id": ""}
+        said: dict[str, Any] = {"action": "CreateInstance", "image_id": image_id, "replacement_image_id": ""}
         with refused("FAILED_PRECONDITION", "IMAGE_OBSOLETE", "PUB-4", **said) as caught:
             launch(caller, image_id)
         assert caught.value.remedy.endswith("its replacement: none named.")
@@ -223,7 +223,7 @@ def test_no_instance_is_born_of_an_image_that_was_retired_while_its_launch_waite
     owner = world.tenant()
     image_id = world.image(owner, instance_id=world.launch(owner).instance_id).image_id
     retire = "UPDATE image SET deprecation_state = 'OBSOLETE' WHERE image_id = $1"
-    said: dict[str, Any] = {"image_id": image_id, "replacement_image_id": ""}
+    said: dict[str, Any] = {"action": "CreateInstance", "image_id": image_id, "replacement_image_id": ""}
     with refused("FAILED_PRECONDITION", "IMAGE_OBSOLETE", "PUB-4", **said):
         launched_while(world, owner, image_id, retire)
 

@@ -168,13 +168,15 @@ def test_a_retired_image_refuses_new_instances_and_those_that_exist_live_on(worl
     deprecate(operator, image.image_id, OBSOLETE, replacement_image_id=other.image_id)
 
     said: dict[str, Any] = {"image_id": image.image_id, "replacement_image_id": other.image_id}
-    with refused("FAILED_PRECONDITION", "IMAGE_OBSOLETE", "PUB-4", **said) as caught:
+    with refused("FAILED_PRECONDITION", "IMAGE_OBSOLETE", "PUB-4", action="CreateInstance", **said) as caught:
         world.launch(caller, image.image_id)
     assert other.image_id in caught.value.remedy
+    assert caught.value.message == f"image {image.image_id} is obsolete: CreateInstance is not possible from it"
     explanation = caller.check_image_actions(image_id=image.image_id, actions=["CreateInstance"])
     assert_explained(caught.value, explanation)
-    with refused("FAILED_PRECONDITION", "IMAGE_OBSOLETE", "PUB-4", **said) as caught:
+    with refused("FAILED_PRECONDITION", "IMAGE_OBSOLETE", "PUB-4", action="ReinstallInstance", **said) as caught:
         caller.reinstall_instance(instance_id=instance_id)
+    assert caught.value.message == f"image {image.image_id} is obsolete: ReinstallInstance is not possible from it"
     assert_explained(
         caught.value, caller.check_instance_actions(instance_id=instance_id, actions=["ReinstallInstance"])
     )

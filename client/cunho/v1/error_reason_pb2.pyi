@@ -163,7 +163,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     IMAGE_OBSOLETE: _ErrorReason.ValueType  # 36
     """FAILED_PRECONDITION. The image is retired.
-    metadata: image_id, replacement_image_id
+    metadata: action, image_id, replacement_image_id
     """
     IMAGE_REGION_MISMATCH: _ErrorReason.ValueType  # 37
     """FAILED_PRECONDITION. The image is in another region.
@@ -411,7 +411,7 @@ metadata: account_count, account_ids, image_id
 """
 IMAGE_OBSOLETE: ErrorReason.ValueType  # 36
 """FAILED_PRECONDITION. The image is retired.
-metadata: image_id, replacement_image_id
+metadata: action, image_id, replacement_image_id
 """
 IMAGE_REGION_MISMATCH: ErrorReason.ValueType  # 37
 """FAILED_PRECONDITION. The image is in another region.

@@ -390,7 +390,7 @@ class Deprecation(_message.Message):
         STATE_DEPRECATED: Deprecation._State.ValueType  # 2
         """Launches, with the warning IMAGE_DEPRECATED."""
         STATE_OBSOLETE: Deprecation._State.ValueType  # 3
-        """Refuses new instances; instances that exist live on."""
+        """Refuses new instances and reinstallations; instances that exist live on."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """How far an image is retired."""
@@ -402,7 +402,7 @@ class Deprecation(_message.Message):
     STATE_DEPRECATED: Deprecation.State.ValueType  # 2
     """Launches, with the warning IMAGE_DEPRECATED."""
     STATE_OBSOLETE: Deprecation.State.ValueType  # 3
-    """Refuses new instances; instances that exist live on."""
+    """Refuses new instances and reinstallations; instances that exist live on."""
 
     STATE_FIELD_NUMBER: _builtins.int
     REPLACEMENT_IMAGE_ID_FIELD_NUMBER: _builtins.int
