@@ -92,16 +92,23 @@ def _names_this_machine(host: str) -> bool:
 
 
 def _key_set(where: str) -> str:
-    if "://" not in where:
-        return where
-    url = urlsplit(where)
-    secure = url.scheme == "https" or (url.scheme == "http" and _names_this_machine(url.hostname or ""))
-    if "@" in url.netloc or not url.hostname or not secure:
+    if "://" in where and not _is_secure(where):
         raise ValueError(
-            "must be a file or an https:// URL without a password (http:// on this machine alone, as "
-            "http://127.0.0.1:8080/jwks.json is): who changes it on its way makes tokens of anybody"
+            "must be a file or an https:// URL without a password, the port up to 65535 (http:// on this machine "
+            "alone, as http://127.0.0.1:8080/jwks.json is): who changes it on its way makes tokens of anybody"
         )
     return where
+
+
+def _is_secure(address: str) -> bool:
+    """Whether nobody changes on its way what a URL answers; False for what is no URL, such as one of port 65536."""
+    try:
+        url = urlsplit(address)
+        _ = url.port  # which the connection would take modulo 65536
+    except ValueError:
+        return False
+    secure = url.scheme == "https" or (url.scheme == "http" and _names_this_machine(url.hostname or ""))
+    return secure and bool(url.hostname) and "@" not in url.netloc
 
 
 def _postgresql(url: str) -> str:

@@ -19,7 +19,7 @@ NO_KEY = (
 )
 NO_LOOPBACK = "must be on a loopback address, as 127.0.0.1:50061 is: whoever reaches it sees every call"
 NO_KEY_SET = (
-    "must be a file or an https:// URL without a password (http:// on this machine alone, as "
+    "must be a file or an https:// URL without a password, the port up to 65535 (http:// on this machine alone, as "
     "http://127.0.0.1:8080/jwks.json is): who changes it on its way makes tokens of anybody"
 )
 TLS = {"tls_certificate": "server.pem", "tls_key": "server-key.pem"}
@@ -266,6 +266,10 @@ def test_a_key_set_is_at_a_safe_url_or_in_a_file(where: str) -> None:
         "http://127.0.0.1@example.org/jwks.json",
         "https://user:secret@sso.example.org/jwks.json",
         "https:///jwks.json",
+        "https://sso.example.org:65979/jwks.json",
+        "http://127.0.0.1:65536/jwks.json",
+        "https://sso.example.org:https/jwks.json",
+        "https://[::1/jwks.json",
         "file:///etc/cunho/jwks.json",
         "ftp://127.0.0.1/jwks.json",
         "data://127.0.0.1/,x",
