@@ -6,6 +6,7 @@ cannot reach the programs as installed, a copy of them.
 """
 
 import fcntl
+import logging
 import os
 import pwd
 import shutil
@@ -25,6 +26,8 @@ from socket import socket as new_socket
 from typing import IO, Any, NamedTuple, Self
 from urllib.parse import quote
 
+log = logging.getLogger(__name__)
+
 _SOCKET_PATH_LIMIT_BYTES = 103  # 107 on Linux, less elsewhere
 _SETTINGS = (
     "--listen_addresses=",
@@ -40,6 +43,9 @@ _NOT_DURABLE = ("--fsync=off", "--synchronous_commit=off", "--full_page_writes=o
 _ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC"}
 #: How long processes of a PostgreSQL may take to end whose first process was killed: as long as their statements do.
 _LEFT_BEHIND_SECONDS = 20
+#: How PostgreSQL is asked to end before it is killed, and how long each may take: a fast shutdown, then an immediate
+#: one, in which it kills those of its processes that hang for 5 s.
+_ENDINGS = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 10.0))
 _ADD_USER = """
 id cunho || useradd --system --user-group --no-create-home --shell /usr/sbin/nologin cunho || adduser -S -D -H cunho
 """
@@ -77,7 +83,10 @@ class Embedded:
                 self._process = self._launch()
 
     def stop(self) -> None:
-        """Shuts PostgreSQL down, waits for its end and releases the data folder; a second call does nothing."""
+        """Shuts PostgreSQL down, waits for its end and releases the data folder; a second call does nothing.
+
+        One that hangs is killed.
+        """
         self._given_up.set()
         with self._changing:
             _end(self._process)
@@ -352,5 +361,13 @@ def _pause(given_up: threading.Event, seconds: float = 0.02) -> None:
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    process.send_signal(signal.SIGINT)  # a fast shutdown
+    """Ends PostgreSQL, which loses nothing by any of these: it recovers at its next start what it did not write."""
+    for asked, seconds in _ENDINGS:
+        process.send_signal(asked)
+        try:
+            process.wait(seconds)
+            return
+        except subprocess.TimeoutExpired:
+            log.warning("the embedded PostgreSQL does not end within %g s of %s", seconds, asked.name)
+    process.kill()
     process.wait()

@@ -142,6 +142,24 @@ async def test_a_second_stop_does_nothing(folder: Path) -> None:
         assert await ask(successor.dsn, "SELECT 1") == 1
 
 
+@pytest.mark.parametrize("suspended", ["the first process", "one of a connection"])
+async def test_a_stop_kills_a_postgres_that_is_suspended_and_loses_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, suspended: str
+) -> None:
+    first = suspended == "the first process"
+    monkeypatch.setattr(embedded, "_ENDINGS", ((signal.SIGINT, 0.1), (signal.SIGQUIT, 0.1 if first else 20)))
+    table = f"before_{'first' if first else 'other'}"
+    with running(folder, durable=True) as postgres:
+        await ask(postgres.dsn, f"CREATE TABLE {table} AS SELECT 42 AS answer")
+        connection = await asyncpg.connect(postgres.dsn)
+        os.kill(process_id(folder) if first else connection.get_server_pid(), signal.SIGSTOP)
+        postgres.stop()
+        assert postgres.ended()
+        connection.terminate()
+    with running(folder) as postgres:
+        assert await ask(postgres.dsn, f"SELECT answer FROM {table}") == 42
+
+
 async def test_a_folder_in_use_is_refused_naming_the_process_that_uses_it(folder: Path) -> None:
     with another_process(folder) as process:
         dsn = first_line(process)
