@@ -1,7 +1,8 @@
 """The server, wired. Everything that is put together is put together here."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,11 @@ from cunho_server.tracing import Tracing, make_tracing
 from cunho_server.work import Driver, Work
 from cunho_storage import secrets
 from cunho_storage.database import Database
+
+log = logging.getLogger(__name__)
+
+#: Pause after a bug in what lasts.
+_PAUSE_SECONDS = 1
 
 #: Servers of gRPC in a process that shares its port. Each takes up one call at a time, and the next some turns of the
 #: event loop later; together they take up that many at once, and each turn has more to do.
@@ -95,15 +101,15 @@ async def serving(
         await health.tell(True)
         await asyncio.gather(*(server.start() for server in servers))
         lasting = (
-            work.run(),
-            health.follow(database),
-            identity.keep_current(),
-            metrics.follow(admission, database),
-            memory.give_back(),
+            _lasting(work.run),
+            _lasting(health.follow, database),
+            _lasting(identity.keep_current),
+            _lasting(metrics.follow, admission, database),
+            _lasting(memory.give_back),
         )
         tasks = {asyncio.create_task(each) for each in lasting}
         pacing = asyncio.create_task(
-            self_probe.follow(admission.pace, own_addresses, lambda: [each.taken_up for each in answerings])
+            _lasting(self_probe.follow, admission.pace, own_addresses, lambda: [each.taken_up for each in answerings])
         )
         try:
             yield Serving(address, service)
@@ -118,6 +124,18 @@ async def serving(
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+
+async def _lasting(follow: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+    """What lasts as long as the process, until cancelled: after a bug, which is logged, it begins again."""
+    task = asyncio.current_task()
+    assert task is not None
+    while not task.cancelling():  # an error on the way out can take the place of the cancellation
+        try:
+            return await follow(*arguments)
+        except Exception:
+            log.exception("bug in %s.%s, which begins again", follow.__module__, follow.__qualname__)
+            await asyncio.sleep(_PAUSE_SECONDS)
 
 
 def _answering(service: Service, tracing: Tracing | None) -> Answering:

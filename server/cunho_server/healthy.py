@@ -31,6 +31,7 @@ class Health:
     def __init__(self, names: Sequence[str]) -> None:
         self._servicer = health.aio.HealthServicer()
         self._names = names
+        self._told: bool | None = None
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Lets the server, which has not started yet, tell it."""
@@ -44,16 +45,15 @@ class Health:
         """Tells whether the database answers."""
         for name in ("", SERVICE_NAME, *self._names):
             await self._servicer.set(name, _SERVING if answers else _NOT_SERVING)
+        self._told = answers
 
     async def follow(self, database: Database) -> None:
-        """Tells whenever the database stops answering, or answers again, until cancelled. At first it answers."""
-        told = True
+        """Tells whenever the database stops answering, or answers again, until cancelled."""
         while True:
             answers = await database.answers(_ANSWER_SECONDS)
-            if answers is not told:
+            if answers is not self._told:
                 log.log(logging.INFO if answers else logging.ERROR, "health: %s", _said(answers))
                 await self.tell(answers)
-                told = answers
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def stop(self) -> None:
