@@ -1,12 +1,13 @@
 """Carries out operations: leased, fenced, resumed after a crash, and undone if cancelled or given up.
 
+What the driver has done is never told as undone: it takes it back, or the record says that it stands.
 Every step is idempotent. An operation's end and its effect are one transaction, which only the holder of the newest
 lease can commit. Locks are taken in the order of storage: account_region, image, instance, operation.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
 
@@ -38,6 +39,9 @@ _Steps: TypeAlias = Sequence[Mapping[str, Any]]
 #: Methods each of whose steps stands for itself: one that fails keeps no other from being done.
 _APART = ("CopyImage",)
 
+#: By which action the driver takes back what it did. Of images, what is recorded is all there is to take back.
+_BACK = {"stop": "start", "launch": "destroy"}
+
 
 class Driver(Protocol):
     """What makes machines and images real. Actions are idempotent: after a crash they are asked for again."""
@@ -45,7 +49,8 @@ class Driver(Protocol):
     async def act(self, action: str, region_id: str, target_id: str) -> None:
         """Does the action to the target: launch, start, stop, reboot, install or destroy an instance; capture, import
         or copy an image. A Refusal raised ends the operation, but of a copy only that to the region; anything else
-        raised is tried again. Once cancelled, it returns when nothing of the action goes on any more."""
+        raised is tried again. What it returns from is done, what it raises from is not: once cancelled, it does either,
+        when nothing of the action goes on any more."""
 
 
 class _Lost(Exception):
@@ -178,12 +183,13 @@ class Work:
             if refusal is None:
                 await self._finish(operation, steps)
             else:
+                await self._leased(operation, self._take_back(steps), to_the_end=True)
                 await self._undo(operation, steps, refusal)
             self._ended.set()
         except _Lost:
             log.warning("operation %s: another worker has taken it over", operation.operation_id)
         except asyncio.CancelledError:
-            await self._give_back(operation)
+            await self._give_back(operation, steps)
             raise
         except (Refusal, Conflict):  # of the database: its fault, which counts against no operation
             await self._put_off(operation)
@@ -193,24 +199,33 @@ class Work:
 
     async def _refused(self, operation: Operation, steps: list[dict[str, Any]]) -> Refusal | None:
         """Does what is left of the operation; why it must be undone, or None once all of it is done."""
-        if operation.cancel_requested:
-            return _cancelled(operation)
-        if operation.attempts > _ATTEMPTS_MAX:
+        cancelled = operation.cancel_requested
+        if not cancelled and operation.attempts > _ATTEMPTS_MAX:
             _give_up(operation, steps)
-            return _failure(operation, steps)
-        doing = asyncio.ensure_future(self._do(operation, steps))
+        elif not cancelled:
+            cancelled = await self._leased(operation, self._do(operation, steps))
+        # An operation that is cancelled too late, when all of it is done, has succeeded.
+        return _cancelled(operation) if cancelled and _left(steps) else _failure(operation, steps)
+
+    async def _leased(self, operation: Operation, work: Coroutine[Any, Any, None], *, to_the_end: bool = False) -> bool:
+        """Keeps the operation leased while something is done for it; whether that was broken off, to cancel it.
+
+        Args:
+            to_the_end: whether it goes on if the operation is to be cancelled.
+        """
+        doing = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait({doing}, timeout=min(1, self._lease_seconds / 3)))[0]:
                 async with self._database.connection() as connection:
                     cancelled = await operations.extend(connection, operation, self._lease_seconds)
                 if cancelled is None:
                     raise _Lost
-                if cancelled:
-                    return _cancelled(operation)
+                if cancelled and not to_the_end:
+                    return True
             if doing.cancelled():
                 raise RuntimeError("the driver cancelled itself")  # which must not pass for the end of this worker
             doing.result()
-            return _failure(operation, steps)
+            return False
         finally:
             doing.cancel()
             # Nothing is undone, nor left to others, while the driver is still at it.
@@ -237,6 +252,18 @@ class Work:
         except Refusal as refusal:
             _fail(step, refusal)
 
+    async def _take_back(self, steps: list[dict[str, Any]]) -> None:
+        """Has the driver take back what it did, the last first; what it cannot stays SUCCEEDED."""
+        for each in reversed(steps):
+            if each["state"] != "SUCCEEDED" or each["name"] not in _BACK:
+                continue
+            taking = self._driver.act(_BACK[each["name"]], each["region_id"], each["target_id"])
+            (error,) = await asyncio.gather(taking, return_exceptions=True)
+            if error:
+                log.warning("%s of %s is not taken back", each["name"], each["target_id"], exc_info=error)
+            else:
+                each["state"] = "CANCELLED"
+
     async def _save(self, operation: Operation, steps: _Steps) -> None:
         async with self._database.connection() as connection:
             if not await operations.save(connection, operation, [messages.step_to_store(each) for each in steps]):
@@ -254,10 +281,16 @@ class Work:
             async with self._database.connection() as connection:
                 await operations.put_off(connection, operation, _LOOK_SECONDS)
 
-    async def _give_back(self, operation: Operation) -> None:
-        """Leaves the operation to be claimed at once, since this worker stops; if that fails, its lease runs out."""
+    async def _give_back(self, operation: Operation, steps: _Steps = ()) -> None:
+        """Leaves the operation to be claimed at once, since this worker stops; if that fails, its lease runs out.
+
+        Args:
+            steps: what is to be known of them, if this worker has begun them.
+        """
         with suppress(Refusal, Conflict):
             async with self._database.connection() as connection:
+                if steps:
+                    await operations.save(connection, operation, [messages.step_to_store(each) for each in steps])
                 await operations.give_back(connection, operation)
 
     async def _finish(self, operation: Operation, steps: list[dict[str, Any]]) -> None:
@@ -385,7 +418,13 @@ async def _undo_images(connection: Connection, operation: Operation, steps: _Ste
         else:
             await _fail_image(connection, each, _error(each) if each["state"] == "FAILED" else refusal)
     if instance_id := operation.input.get("instance_id"):
-        await instances.end(connection, [instance_id], operation.input["instance_state"], operation.operation_id)
+        state = InstanceState.STOPPED if _standing(steps, "stop") else operation.input["instance_state"]
+        await instances.end(connection, [instance_id], state, operation.operation_id)
+
+
+def _standing(steps: _Steps, name: str) -> list[str]:
+    """The targets of steps that were done and could not be taken back."""
+    return [each["target_id"] for each in steps if each["name"] == name and each["state"] == "SUCCEEDED"]
 
 
 def _made(operation: Operation, steps: _Steps) -> _Steps:
@@ -404,10 +443,13 @@ async def _fail_image(connection: Connection, step: Mapping[str, Any], why: Refu
 
 
 async def _undo_launch(connection: Connection, operation: Operation, steps: _Steps, refusal: Refusal) -> None:
+    """A cancelled instance is gone, unless it was launched and could not be destroyed: as one that failed it stays."""
+    left, why = operation.target_ids, str(refusal)
     if refusal.reason is Reason.OPERATION_CANCELLED:
-        await instances.end(connection, operation.target_ids, InstanceState.DELETED, operation.operation_id)
-    else:
-        await instances.fail(connection, operation.target_ids, str(refusal), operation.operation_id)
+        left, why = _standing(steps, "launch"), "its launch was cancelled, but it could not be destroyed"
+        gone = [instance_id for instance_id in operation.target_ids if instance_id not in left]
+        await instances.end(connection, gone, InstanceState.DELETED, operation.operation_id)
+    await instances.fail(connection, left, why, operation.operation_id)
 
 
 async def _undo_instance(connection: Connection, operation: Operation, steps: _Steps, refusal: Refusal) -> None:

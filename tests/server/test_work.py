@@ -7,7 +7,7 @@ connections that can be held back.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from tests import world as worlds
 from tests.end_to_end.soundness import unsound
 from tests.end_to_end.steps import Held, import_image, to
 from tests.storage.test_operations import EPOCH, NO_EPOCH, rewritten
-from tests.world import FRANKFURT, GUANGZHOU, SHANGHAI, Postgres, Tenant, World
+from tests.world import FRANKFURT, GUANGZHOU, SHANGHAI, ZONES, Postgres, Tenant, World
 
 from cunho import Operation
 from cunho.v1 import CopyImageResponse, Image
@@ -532,6 +532,105 @@ class Clearing(Watched):
         finally:
             await asyncio.sleep(0.1)
             self.seen.append(await self._look())
+
+
+class TooLate(Watched):
+    """A driver that has done what it is at when it is told to break off."""
+
+    async def act(self, action: str, region_id: str, target_id: str) -> None:
+        """Does nothing, once it is let or told to break off."""
+        with suppress(asyncio.CancelledError):
+            await super().act(action, region_id, target_id)
+
+
+class Stuck(Watched):
+    """A driver that never ends what it does to one target."""
+
+    def __init__(self, target_id: str) -> None:
+        super().__init__()
+        self._target_id = target_id
+
+    async def act(self, action: str, region_id: str, target_id: str) -> None:
+        """Does nothing."""
+        await super().act(action, region_id, target_id)
+        if target_id == self._target_id:
+            await asyncio.Event().wait()
+
+
+async def launched(world: World, tenant: Tenant) -> str:
+    """A RUNNING instance."""
+    async with opened(world) as database, working(database, Watched()):
+        return (await asyncio.to_thread(world.launch, tenant)).instance_id
+
+
+async def state_of(world: World, instance_id: str) -> str:
+    """The state of an instance."""
+    ((state,),) = await rows(world, "SELECT state FROM instance WHERE instance_id = $1", instance_id)
+    return str(state)
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["cancelled", "cancelled when its server stops"])
+async def test_what_the_driver_has_done_when_it_is_cancelled_has_succeeded(
+    asking: World, tenant: Tenant, *, stops: bool
+) -> None:
+    instance_id = await launched(asking, tenant)
+    operation = tenant.stop_instance(instance_id=instance_id)
+    driver, other = TooLate(), Watched()
+    async with opened(asking) as database:
+        with driver.holding("stop"):
+            async with working(database, driver, lease_seconds=600 if stops else 0.3):
+                await until(lambda: driver.asked)
+                if not stops:
+                    operation.cancel()
+                    await ended(database, operation)
+        operation.cancel()
+        async with working(database, other):
+            after = await ended(database, operation)
+    assert (after.state, states(after), other.asked) == ("SUCCEEDED", ["SUCCEEDED"], [])
+    assert await state_of(asking, instance_id) == "STOPPED"
+
+
+@pytest.mark.parametrize(("fails", "left"), [(False, "RUNNING"), (True, "STOPPED")])
+async def test_an_instance_stopped_for_an_image_that_is_cancelled_is_started_or_told_as_stopped(
+    asking: World, tenant: Tenant, *, fails: bool, left: str
+) -> None:
+    operation = await imaging(asking, tenant)
+    driver = Watched()
+    async with opened(asking) as database, working(database, driver, lease_seconds=0.3):
+        with ExitStack() as failing:
+            if fails:
+                failing.enter_context(driver.failing("start", RuntimeError("broken")))
+            with driver.holding("capture"):
+                await until(lambda: len(driver.asked) == 2)
+                operation.cancel()
+                after = await ended(database, operation)
+    assert [action for action, _ in driver.asked] == ["stop", "capture", "start"]
+    assert (after.state, states(after)[0]) == ("CANCELLED", "SUCCEEDED" if fails else "CANCELLED")
+    assert await state_of(asking, driver.asked[0][1]) == left
+
+
+@pytest.mark.parametrize(("fails", "left"), [(False, "DELETED"), (True, "FAILED")])
+async def test_instances_launched_before_the_cancellation_are_destroyed_or_stay_to_be_deleted(
+    asking: World, tenant: Tenant, *, fails: bool, left: str
+) -> None:
+    operation = tenant.create_instance(
+        region_id=GUANGZHOU,
+        zone_id=ZONES[GUANGZHOU],
+        image_id=asking.public_image().image_id,
+        instance_type="S5.MEDIUM4",
+        count=2,
+    )
+    one, other = operation.metadata.target_ids
+    driver = Stuck(other)
+    async with opened(asking) as database, working(database, driver, lease_seconds=0.3):
+        with ExitStack() as failing:
+            if fails:
+                failing.enter_context(driver.failing("destroy", RuntimeError("broken")))
+            await until(lambda: len(driver.asked) == 2)
+            operation.cancel()
+            assert (await ended(database, operation)).state == "CANCELLED"
+    assert driver.asked == [("launch", one), ("launch", other), ("destroy", one)]
+    assert [await state_of(asking, each) for each in (one, other)] == [left, "DELETED"]
 
 
 async def test_an_operation_outlives_the_loss_of_every_connection(asking: World, tenant: Tenant) -> None:

@@ -52,7 +52,7 @@ class OperationMetadata(_message.Message):
             STATE_FAILED: OperationMetadata.Step._State.ValueType  # 4
             """Failed; `error` says why."""
             STATE_CANCELLED: OperationMetadata.Step._State.ValueType  # 5
-            """Not done, since the operation was cancelled or an earlier step failed."""
+            """Not done, or taken back, since the operation was cancelled or another step failed."""
 
         class State(_State, metaclass=_StateEnumTypeWrapper):
             """Where a step is in its life."""
@@ -68,7 +68,7 @@ class OperationMetadata(_message.Message):
         STATE_FAILED: OperationMetadata.Step.State.ValueType  # 4
         """Failed; `error` says why."""
         STATE_CANCELLED: OperationMetadata.Step.State.ValueType  # 5
-        """Not done, since the operation was cancelled or an earlier step failed."""
+        """Not done, or taken back, since the operation was cancelled or another step failed."""
 
         NAME_FIELD_NUMBER: _builtins.int
         REGION_ID_FIELD_NUMBER: _builtins.int
