@@ -59,24 +59,27 @@ async def _apply_image(
 ) -> str:
     values = making.public(ids.new("img"), wanted.request) | {"region_id": region_id}
     stored = await images.public_by_name(connection, region_id, wanted.request.name)
-    if stored is None:
-        await images.add(connection, values | _deprecation(wanted), number)
-        return "published"
-    if differing := [field for field in _FIXED if getattr(stored, field) != values[field]]:
+    if stored and (differing := [field for field in _FIXED if getattr(stored, field) != values[field]]):
         problems.append(
             f'image "{stored.name}" in {region_id} is published with another {", ".join(differing)}: contents never '
             "change under a name; publish the new build under a new name and make this one OBSOLETE"
         )
-    return await _change(connection, stored, {field: values[field] for field in _CHANGEABLE}, _deprecation(wanted))
+    changeable = {field: values[field] for field in _CHANGEABLE}
+    done = await _change(connection, stored, changeable, _deprecation(wanted)) if stored else None
+    if done is None:
+        await images.add(connection, values | _deprecation(wanted), number)
+    return done or "published"
 
 
-async def _change(connection: Connection, image: Image, values: dict[str, Any], retired: dict[str, str]) -> str:
+async def _change(connection: Connection, image: Image, values: dict[str, Any], retired: dict[str, str]) -> str | None:
+    """What it took to make the image so; None if a call has deleted it meanwhile."""
     republished = any(getattr(image, field) != value for field, value in values.items())
     deprecated = any(getattr(image, field) != value for field, value in retired.items())
-    # What calls that are waited for change stays; one that they delete is not changed.
-    stored = await images.locked(connection, image.image_id, "") if republished or deprecated else None
-    if stored is None:
+    if not republished and not deprecated:
         return "unchanged"
+    stored = await images.locked(connection, image.image_id, "")  # what calls that are waited for change stays
+    if stored is None:
+        return None
     if republished:
         await images.republish(connection, stored._replace(**values))
     if deprecated:

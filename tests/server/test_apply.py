@@ -177,6 +177,18 @@ def test_what_calls_change_while_a_file_is_applied_stays(world: World, apply: Ap
     assert (now.deprecation.state, now.deprecation.replacement_image_id) == (DEPRECATED, "img-00000001")
 
 
+def test_an_image_that_a_call_deletes_while_a_file_is_applied_is_published_anew(world: World, apply: Apply) -> None:
+    family = new_family()
+    text = image(family, (family, X86_64))
+    apply(text)
+    image_id = world.operator.resolve_image(region_id=GUANGZHOU, family=family).image_id
+    changed = text.replace("min_disk_gib = 10", "min_disk_gib = 20")
+    delete = "UPDATE image SET state = 'DELETED', delete_time = now() WHERE image_id = $1"
+    assert overtaken(world, lambda: apply(changed), IMAGE_LOCKED, delete, image_id) == Applied(1, 2, 0)
+    now = world.operator.resolve_image(region_id=GUANGZHOU, family=family)
+    assert (now.image_id == image_id, now.min_disk_bytes) == (False, 20 * GIB)
+
+
 def test_a_file_retires_an_image_and_brings_it_back_by_saying_so(world: World, apply: Apply) -> None:
     family = new_family()
     apply(image(family, (family, X86_64)))
