@@ -644,7 +644,8 @@ class Methods(ABC):
         """Retires an image, or takes that back.
 
         Who: the owner; the operator for public images. Refuses: IMAGE_NOT_FOUND (also for the replacement),
-        PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_MODIFIABLE, IMAGE_OWNER_ONLY, IMAGE_STATE_INVALID.
+        PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_MODIFIABLE, IMAGE_OWNER_ONLY, IMAGE_STATE_INVALID,
+        REPLACEMENT_NOT_PUBLIC.
 
         Args:
             image_id: The image. Required.

@@ -122,6 +122,7 @@ DEPRECATE_IMAGE = action(
     images.owner_only,
     images.image_etag,
     images.available_to_deprecate,
+    images.replacement_public,
 )
 
 DELETE_IMAGE = action(

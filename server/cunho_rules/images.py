@@ -182,6 +182,17 @@ def available_to_deprecate(facts: Facts) -> Refusal | None:
     return _unless_available(facts)
 
 
+@check("PUB-4", Stage.STATE)
+def replacement_public(facts: Facts) -> Refusal | None:
+    """The replacement of a public image, if one is named, is public."""
+    image, other = _image(facts), facts.replacement
+    if image.owner_account_id is None and other is not None and other.owner_account_id is not None:
+        return Refusal(
+            Reason.REPLACEMENT_NOT_PUBLIC, image_id=facts.image_id, replacement_image_id=facts.replacement_image_id
+        )
+    return None
+
+
 @check("INS-1", Stage.STATE)
 def available_to_launch(facts: Facts) -> Refusal | None:
     """The image is AVAILABLE."""

@@ -79,6 +79,7 @@ class Reason(StrEnum):
     IMAGE_REGION_MISMATCH = "IMAGE_REGION_MISMATCH"
     IMAGE_INCOMPATIBLE_WITH_INSTANCE_TYPE = "IMAGE_INCOMPATIBLE_WITH_INSTANCE_TYPE"
     IMAGE_NOT_SHARED_WITH_CALLER = "IMAGE_NOT_SHARED_WITH_CALLER"
+    REPLACEMENT_NOT_PUBLIC = "REPLACEMENT_NOT_PUBLIC"
     IMAGE_FORMAT_MISMATCH = "IMAGE_FORMAT_MISMATCH"
     IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE"
     IMPORT_URI_NOT_ALLOWED = "IMPORT_URI_NOT_ALLOWED"
@@ -367,6 +368,12 @@ REFUSALS: dict[Reason, Entry] = {
         "SHR-12",
         "image {image_id} is not shared with you: there is no share to leave",
         "Nothing to do; owners take images back with UnshareImage.",
+    ),
+    Reason.REPLACEMENT_NOT_PUBLIC: _entry(
+        Code.FAILED_PRECONDITION,
+        "PUB-4",
+        "image {image_id} is public, and custom image {replacement_image_id} is not for everybody who uses it",
+        "Name a public image of the region, or none; PublishImage publishes one.",
     ),
     Reason.IMAGE_FORMAT_MISMATCH: _entry(
         Code.FAILED_PRECONDITION,

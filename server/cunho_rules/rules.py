@@ -51,7 +51,7 @@ SECTIONS: dict[str, dict[str, Rule]] = {
         ),
         "PUB-4": Rule(
             "A newer version is published into the same family; the family resolves to the newest usable one; a "
-            "retired one refuses new instances, and instances that exist live on.",
+            "retired one refuses new instances, its replacement is public too, and instances that exist live on.",
             "spec, docs",
         ),
         "PUB-5": Rule("A public image is licensed and verified by the operator: its trust is PROVIDER.", "spec"),

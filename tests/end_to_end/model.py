@@ -36,7 +36,7 @@ CODES = {
         "FAILED_PRECONDITION": "ACCOUNT_NOT_IN_REGION ACCOUNT_REGION_IN_USE ACCOUNT_SUSPENDED"
         " IMAGE_BUSY IMAGE_INCOMPATIBLE_WITH_INSTANCE_TYPE IMAGE_NOT_SHARED_WITH_CALLER IMAGE_OBSOLETE"
         " IMAGE_REGION_MISMATCH IMAGE_SHARED IMAGE_STATE_INVALID INSTANCE_REGION_MISMATCH INSTANCE_STATE_INVALID"
-        " QUOTA_BELOW_USAGE SHARE_REGION_MISMATCH",
+        " QUOTA_BELOW_USAGE REPLACEMENT_NOT_PUBLIC SHARE_REGION_MISMATCH",
     }.items()
     for reason in reasons.split()
 }
@@ -422,7 +422,17 @@ class Model:
             elsewhere = replacement.region_id != image.region_id
             refuse(when(elsewhere, "IMAGE_NOT_FOUND", image_id=replacement_image_id))
         refuse(*self._may_not_change(caller, image, "DeprecateImage", "SHARED_IMAGE_NOT_MODIFIABLE"))
-        refuse(_changed(image_id, image.version, etag), _not_available(image, "DeprecateImage"))
+        custom = bool(replacement_image_id) and not self.images[replacement_image_id].public
+        refuse(
+            _changed(image_id, image.version, etag),
+            _not_available(image, "DeprecateImage"),
+            when(
+                image.public and custom,
+                "REPLACEMENT_NOT_PUBLIC",
+                image_id=image_id,
+                replacement_image_id=replacement_image_id,
+            ),
+        )
         image.deprecation, image.replacement_image_id = state, replacement_image_id
         image.version += 1
 

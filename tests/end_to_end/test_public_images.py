@@ -202,6 +202,41 @@ def test_a_replacement_must_be_visible_and_in_the_same_region(world: World) -> N
 
 
 @pytest.mark.rule("PUB-4")
+def test_a_public_image_is_replaced_by_a_public_one_alone(world: World) -> None:
+    operator, owner = world.operator, world.tenant()
+    image_id, custom_id = publish(operator, "replaced publicly").image_id, world.image(owner).image_id
+    said = {"image_id": image_id, "replacement_image_id": custom_id}
+    with refused("FAILED_PRECONDITION", "REPLACEMENT_NOT_PUBLIC", "PUB-4", **said):
+        deprecate(operator, image_id, DEPRECATED, replacement_image_id=custom_id)
+    assert operator.get_image(image_id=image_id).deprecation.state == CURRENT
+    deprecate(owner, world.image(owner).image_id, DEPRECATED, replacement_image_id=custom_id)
+    deprecate(owner, custom_id, DEPRECATED, replacement_image_id=image_id)
+
+
+@pytest.mark.rule("PUB-4")
+def test_a_replacement_that_is_deleted_is_offered_no_more(world: World) -> None:
+    caller, operator = world.tenant(), world.operator
+    old, retired, other = (publish(operator, f"{each} its replacement").image_id for each in ("warns", "refuses", "is"))
+    instance_id = world.launch(caller, old).instance_id
+    deprecate(operator, old, DEPRECATED, replacement_image_id=other)
+    deprecate(operator, retired, OBSOLETE, replacement_image_id=other)
+    operator.delete_image(image_id=other)
+
+    warned = [
+        *caller.create_instance(**launching(old)).warnings,
+        *caller.check_image_actions(image_id=old, actions=["CreateInstance"]).decisions[0].warnings,
+        *caller.check_instance_actions(instance_id=instance_id, actions=["ReinstallInstance"]).decisions[0].warnings,
+        *caller.reinstall_instance(instance_id=instance_id).warnings,
+    ]
+    assert [dict(each.metadata) for each in warned] == [{"image_id": old, "replacement_image_id": ""}] * 4
+    said = {"action": "CreateInstance", "image_id": retired, "replacement_image_id": ""}
+    with refused("FAILED_PRECONDITION", "IMAGE_OBSOLETE", "PUB-4", **said) as caught:
+        world.launch(caller, retired)
+    assert_explained(caught.value, caller.check_image_actions(image_id=retired, actions=["CreateInstance"]))
+    assert caller.get_image(image_id=old).deprecation.replacement_image_id == other  # as it was said
+
+
+@pytest.mark.rule("PUB-4")
 def test_a_deleted_public_image_is_gone_and_its_instances_live_on(world: World) -> None:
     caller, operator = world.tenant(), world.operator
     image = publish(operator, "short-lived")

@@ -384,6 +384,17 @@ def _(scene: Scene) -> None:
     scene.launch(caller, image_id=image_id)
 
 
+@reaches(Reason.REPLACEMENT_NOT_PUBLIC)
+def _(scene: Scene) -> None:
+    operator, image_id = scene.world.operator, scene.world.image(scene.caller()).image_id
+    deprecate(
+        operator,
+        publish(operator, "replaced by a custom image").image_id,
+        v1.Deprecation.STATE_DEPRECATED,
+        replacement_image_id=image_id,
+    )
+
+
 @reaches(Reason.IMAGE_REGION_MISMATCH)
 def _(scene: Scene) -> None:
     scene.launch(scene.caller(), image_id=scene.world.public_image(SHANGHAI).image_id)

@@ -91,6 +91,8 @@ FITTING = Facts(
     upload=Upload("https://images.example.org/web.qcow2", "QCOW2", 1, 1, ["images.example.org"]),
     family="web",
     shared_with=["globex"],
+    replacement_image_id="img-00000002",
+    replacement=IMAGE._replace(image_id="img-00000002"),
     limit=Limit("CUSTOM_IMAGES", 3, 3),
 )
 
@@ -144,8 +146,10 @@ OTHERWISE: dict[str, list[Any]] = {
     "upload.format": ["RAW"],
     "upload.size_bytes": [51 << 30],
     "upload.min_disk_bytes": [501 << 30],
-    "replacement_image_id": ["img-00000002"],
-    "replacement": [IMAGE, IMAGE._replace(region_id="there")],
+    "replacement_image_id": [""],
+    "replacement": [None],
+    "replacement.region_id": ["there"],
+    "replacement.owner_account_id": [None],
     "force": [True],
     "copies": [2],
     "limit": [None],

@@ -261,6 +261,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     SERVICE_STOPPING: _ErrorReason.ValueType  # 61
     """UNAVAILABLE. The server process that was called is stopping."""
+    REPLACEMENT_NOT_PUBLIC: _ErrorReason.ValueType  # 62
+    """FAILED_PRECONDITION. The image is public, and the one to use instead is not.
+    metadata: image_id, replacement_image_id
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Values of google.rpc.ErrorInfo.reason in the domain "cunho.v1".
@@ -509,4 +513,8 @@ metadata: seconds
 """
 SERVICE_STOPPING: ErrorReason.ValueType  # 61
 """UNAVAILABLE. The server process that was called is stopping."""
+REPLACEMENT_NOT_PUBLIC: ErrorReason.ValueType  # 62
+"""FAILED_PRECONDITION. The image is public, and the one to use instead is not.
+metadata: image_id, replacement_image_id
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

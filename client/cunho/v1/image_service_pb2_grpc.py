@@ -294,7 +294,8 @@ class ImageServiceServicer(object):
         """Retires an image, or takes that back.
 
         Who: the owner; the operator for public images. Refuses: IMAGE_NOT_FOUND (also for the replacement),
-        PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_MODIFIABLE, IMAGE_OWNER_ONLY, IMAGE_STATE_INVALID.
+        PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_MODIFIABLE, IMAGE_OWNER_ONLY, IMAGE_STATE_INVALID,
+        REPLACEMENT_NOT_PUBLIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

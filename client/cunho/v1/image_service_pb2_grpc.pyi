@@ -138,7 +138,8 @@ class ImageServiceStub:
     """Retires an image, or takes that back.
 
     Who: the owner; the operator for public images. Refuses: IMAGE_NOT_FOUND (also for the replacement),
-    PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_MODIFIABLE, IMAGE_OWNER_ONLY, IMAGE_STATE_INVALID.
+    PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_MODIFIABLE, IMAGE_OWNER_ONLY, IMAGE_STATE_INVALID,
+    REPLACEMENT_NOT_PUBLIC.
     """
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.DeleteImageRequest, _image_pb2.Image]
     """Deletes an image for good and frees its place; instances made from it live on.
@@ -260,7 +261,8 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """Retires an image, or takes that back.
 
     Who: the owner; the operator for public images. Refuses: IMAGE_NOT_FOUND (also for the replacement),
-    PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_MODIFIABLE, IMAGE_OWNER_ONLY, IMAGE_STATE_INVALID.
+    PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_MODIFIABLE, IMAGE_OWNER_ONLY, IMAGE_STATE_INVALID,
+    REPLACEMENT_NOT_PUBLIC.
     """
     DeleteImage: _aio.UnaryUnaryMultiCallable[_image_service_pb2.DeleteImageRequest, _image_pb2.Image]  # type: ignore[assignment]
     """Deletes an image for good and frees its place; instances made from it live on.
@@ -469,7 +471,8 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Retires an image, or takes that back.
 
         Who: the owner; the operator for public images. Refuses: IMAGE_NOT_FOUND (also for the replacement),
-        PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_MODIFIABLE, IMAGE_OWNER_ONLY, IMAGE_STATE_INVALID.
+        PUBLIC_IMAGE_READ_ONLY, SHARED_IMAGE_NOT_MODIFIABLE, IMAGE_OWNER_ONLY, IMAGE_STATE_INVALID,
+        REPLACEMENT_NOT_PUBLIC.
         """
 
     @_abc_1.abstractmethod
