@@ -74,7 +74,7 @@ async def instance_action(
         facts = facts._replace(account=account, region_id=instance.region_id, region=region, place=place)
     elif name == "ReinstallInstance":
         image_id = request.target_image_id or instance.image_id
-        image = await images.judged(connection, image_id, caller.account_id)
+        image = await images.get(connection, image_id, caller.account_id)
         facts = facts._replace(
             image_id=image_id,
             image=image,

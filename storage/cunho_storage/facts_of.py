@@ -40,7 +40,7 @@ _CREATION = Statement(
 _SHARE = Statement(together(*_SHARING))
 _IMAGE = Statement(
     together(
-        first_row(images.WHOLE_JUDGED),
+        first_row(images.ONE),
         first_row(accounts.ONE),
         first_row(regions.OF_IMAGE),
         images.COPIES,
@@ -101,7 +101,7 @@ async def creation(
 async def image(
     connection: Connection, image_id: str, account_id: str
 ) -> tuple[Image | None, Account | None, Region | None, int, Sequence[str]]:
-    """The image as it is judged, who asks, its region, how many copies are being made, and with whom it is shared."""
+    """The image, who asks, its region, how many copies are being made from it, and with whom it is shared."""
     image, account, region, copies, shared_with = await _row(
         connection, _IMAGE, image_id=image_id, account_id=account_id
     )

@@ -65,26 +65,7 @@ _JUDGED: tuple[Field, ...] = (
 )
 
 
-_OTHER = ImageRow.alias()
-#: The replacement that is offered to those who launch: none once that is deleted.
-_OFFERED = Case(
-    ImageRow.replacement_image_id,
-    ((SQL("''"), SQL("''")),),
-    fn.COALESCE(
-        _OTHER.select(_OTHER.image_id).where(
-            (_OTHER.image_id == ImageRow.replacement_image_id) & (_OTHER.state != literal("DELETED"))
-        ),
-        SQL("''"),
-    ),
-)
-
-
-def _offering(columns: Sequence[Field]) -> list[ColumnBase]:
-    """The columns, with the replacement only if it is offered."""
-    return [_OFFERED if column is ImageRow.replacement_image_id else column for column in columns]
-
-
-def _select(shared_with_caller: ColumnBase, columns: Sequence[ColumnBase] = IMAGE_COLUMNS) -> Select:
+def _select(shared_with_caller: ColumnBase, columns: Sequence[Field] = IMAGE_COLUMNS) -> Select:
     return (
         ImageRow.select(*columns, *_OF_REGION, shared_with_caller.alias("shared_with_caller"))
         .join(RegionRow, on=RegionRow.region_id == ImageRow.region_id)
@@ -98,10 +79,7 @@ def _select(shared_with_caller: ColumnBase, columns: Sequence[ColumnBase] = IMAG
 ONE = _select(_SHARED_WITH).where(ImageRow.image_id == arg("image_id"))
 _GET = Statement(ONE)
 #: The same, as far as the rules look at it: a JudgedImage.
-JUDGED = _select(_SHARED_WITH, _offering(_JUDGED)).where(ImageRow.image_id == arg("image_id"))
-#: The whole of it, as the rules look at it.
-WHOLE_JUDGED = _select(_SHARED_WITH, _offering(IMAGE_COLUMNS)).where(ImageRow.image_id == arg("image_id"))
-_GET_JUDGED = Statement(WHOLE_JUDGED)
+JUDGED = _select(_SHARED_WITH, _JUDGED).where(ImageRow.image_id == arg("image_id"))
 _GET_SHOWN = Statement(_select(_SHARED_WITH, _SHOWN).where(ImageRow.image_id == arg("image_id")))
 _GET_SOME = Statement(_select(_SHARED_WITH).where(ImageRow.image_id == any_of("image_ids")))
 _RESOLVE = Statement(
@@ -133,12 +111,6 @@ async def get(connection: Connection, image_id: str, account_id: str) -> Image |
     Whether the account may see it, the rules say.
     """
     row = await connection.row(_GET, image_id=image_id, account_id=account_id)
-    return Image._make(row) if row else None
-
-
-async def judged(connection: Connection, image_id: str, account_id: str) -> Image | None:
-    """As `get`, if the image is only to be judged: a replacement that is deleted is none."""
-    row = await connection.row(_GET_JUDGED, image_id=image_id, account_id=account_id)
     return Image._make(row) if row else None
 
 
@@ -182,9 +154,9 @@ async def lock(connection: Connection, image_id: str, *, shared: bool = False) -
 
 
 async def locked(connection: Connection, image_id: str, account_id: str, *, shared: bool = False) -> Image | None:
-    """The image as `get` gives it, or as `judged` does where it is only relied on, locked first."""
+    """The image as `get` gives it, locked first."""
     await lock(connection, image_id, shared=shared)
-    return await (judged if shared else get)(connection, image_id, account_id)
+    return await get(connection, image_id, account_id)
 
 
 # --- writes

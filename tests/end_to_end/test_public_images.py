@@ -214,29 +214,6 @@ def test_a_public_image_is_replaced_by_a_public_one_alone(world: World) -> None:
 
 
 @pytest.mark.rule("PUB-4")
-def test_a_replacement_that_is_deleted_is_offered_no_more(world: World) -> None:
-    caller, operator = world.tenant(), world.operator
-    old, retired, other = (publish(operator, f"{each} its replacement").image_id for each in ("warns", "refuses", "is"))
-    instance_id = world.launch(caller, old).instance_id
-    deprecate(operator, old, DEPRECATED, replacement_image_id=other)
-    deprecate(operator, retired, OBSOLETE, replacement_image_id=other)
-    operator.delete_image(image_id=other)
-
-    warned = [
-        *caller.create_instance(**launching(old)).warnings,
-        *caller.check_image_actions(image_id=old, actions=["CreateInstance"]).decisions[0].warnings,
-        *caller.check_instance_actions(instance_id=instance_id, actions=["ReinstallInstance"]).decisions[0].warnings,
-        *caller.reinstall_instance(instance_id=instance_id).warnings,
-    ]
-    assert [dict(each.metadata) for each in warned] == [{"image_id": old, "replacement_image_id": ""}] * 4
-    said = {"action": "CreateInstance", "image_id": retired, "replacement_image_id": ""}
-    with refused("FAILED_PRECONDITION", "IMAGE_OBSOLETE", "PUB-4", **said) as caught:
-        world.launch(caller, retired)
-    assert_explained(caught.value, caller.check_image_actions(image_id=retired, actions=["CreateInstance"]))
-    assert caller.get_image(image_id=old).deprecation.replacement_image_id == other  # as it was said
-
-
-@pytest.mark.rule("PUB-4")
 def test_a_deleted_public_image_is_gone_and_its_instances_live_on(world: World) -> None:
     caller, operator = world.tenant(), world.operator
     image = publish(operator, "short-lived")

@@ -410,8 +410,8 @@ class Deprecation(_message.Message):
     state: Global___Deprecation.State.ValueType
     """How far it is retired. Required."""
     replacement_image_id: _builtins.str
-    """Image to use instead, another in the same region, visible to the caller; of a public image another public one. Once
-    it is deleted, warnings and refusals name none. Default: empty, none.
+    """Image to use instead, another in the same region, visible to the caller; of a public image another public one.
+    Default: empty, none.
     """
     message: _builtins.str
     """Why, up to 256 characters. Default: empty."""
