@@ -29,6 +29,7 @@ _TIMES = (
     *("2026-01-31T12:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-12:00", "2026-02-30T00:00:00Z"),
     *("2026-01-31t12:00:00.0000001z", "10000-01-01T00:00:00Z", "0000-00-00T00:00:00Z", "2026-06-30T23:59:60Z"),
     *("2026-01-31T12:00:00+99:99", "2026-01-31", "١٢٣٤-01-31T12:00:00Z"),
+    *("2026-01-31T12:00:00", "2026-01-31 12:00:00+08:00", "20260131T120000Z", "2026-W05-6T12:00:00"),
 )
 _WORDS = ("AVAILABLE", "PUBLIC", "true", "false", "64", "null", "AND", "NOT", "a*", "*", "\\*", '""', "--", "-1", "a-b")
 
@@ -36,7 +37,8 @@ _WORDS = ("AVAILABLE", "PUBLIC", "true", "false", "64", "null", "AND", "NOT", "a
 def filter_text(draw: Random, request: str) -> str:
     """A filter for that request."""
     fields = FIELDS.get(request, filters.IMAGE_FIELDS)
-    made = _expression(draw, fields, draw.choice((0, 1, 2, 3, 4)))
+    # A filter with one slip is refused, and only one without gets to the database.
+    made = _expression(draw, fields, depth=draw.choice((0, 1, 1, 2, 4)), slips=draw.choice((0, 0, 0.1)))
     match draw.randrange(20):
         case 0:
             depth = draw.choice((10, 49, 50, 51, 200, 900))
@@ -67,23 +69,29 @@ def paths(draw: Random) -> list[str]:
     return made
 
 
-def _expression(draw: Random, fields: Mapping[str, Field], depth: int) -> str:
+def _expression(draw: Random, fields: Mapping[str, Field], *, depth: int, slips: float) -> str:
+    """Comparisons with each other.
+
+    Args:
+        slips: how likely any part of one is that of another, or nothing.
+    """
     if not depth:
-        return _comparison(draw, fields)
-    parts = [_expression(draw, fields, depth - 1) for _ in range(draw.choice((1, 2, 2)))]
+        return _comparison(draw, fields, slips)
+    parts = [_expression(draw, fields, depth=depth - 1, slips=slips) for _ in range(draw.choice((1, 2, 2)))]
     joined = draw.choice((" AND ", " OR ")).join(parts)
     return draw.choice(("{}", "{}", "({})", "NOT ({})", "-({})")).format(joined)
 
 
-def _comparison(draw: Random, fields: Mapping[str, Field]) -> str:
-    name = draw.choice(tuple(fields))
-    field = fields[name]
-    if draw.random() < 0.05:
+def _comparison(draw: Random, fields: Mapping[str, Field], slips: float) -> str:
+    # By kinds, of which some have few fields and others many.
+    kind = draw.choice(tuple(dict.fromkeys(map(type, fields.values()))))
+    name, field = draw.choice([(name, field) for name, field in fields.items() if type(field) is kind])
+    if draw.random() < slips:
         name = draw.choice(("nope", "region_id", "os", "os.nope", "labels", "labels.", "Name", "a" * 300))
-    elif isinstance(field, Label) and draw.random() < 0.8:
-        name += draw.choice((".env", ".a.b", ".A", "..", ".*", ".é"))
-    operator = draw.choice(field.operators if draw.random() < 0.9 else _OPERATORS)
-    value = _VALUES.get(type(field), _any_value)(draw, field) if draw.random() < 0.8 else _any_value(draw, field)
+    elif isinstance(field, Label):
+        name += ".env" if draw.random() > slips else draw.choice(("", ".a.b", ".A", "..", ".*", ".é"))
+    operator = draw.choice(field.operators if draw.random() > slips else _OPERATORS)
+    value = (_VALUES.get(type(field), _any_value) if draw.random() > slips else _any_value)(draw, field)
     return f"{name}{draw.choice(('', ' '))}{operator}{draw.choice(('', ' '))}{value}"
 
 

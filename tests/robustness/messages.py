@@ -94,7 +94,7 @@ _BY_PATH = {rpc.path: rpc for rpc in RPCS}
 _LANGUAGES = {"filter", "order_by", "update_mask"}
 _PLACES = {
     rpc.path: [
-        place for place in places(rpc.request.DESCRIPTOR) for _ in range(4 if place.field.name in _LANGUAGES else 1)
+        place for place in places(rpc.request.DESCRIPTOR) for _ in range(8 if place.field.name in _LANGUAGES else 1)
     ]
     for rpc in RPCS
 }
