@@ -18,7 +18,8 @@ from bench.statements import Ran, Script
 #: Connections of the callers when a call is compared with its limit, and of the bare statements: what a server has.
 CALLERS, STATEMENT_CONNECTIONS = 32, 16
 
-_WARM_UP_SECONDS = 0.2
+#: What comes before a measurement, if that is not shorter itself.
+_WARM_UP_SECONDS_MAX = 0.2
 
 #: More requests than a server of one process answers in a second, and those of a connection on top.
 _REQUESTS_PER_SECOND, _REQUESTS_MORE = 3000, 20
@@ -156,7 +157,7 @@ class Bench:
         sample.add(loaded, Cost(*(1e6 * each / loaded.calls for each in used)))
 
     def _load_of(self, call: Call, connections: int, seconds: float) -> Load:
-        most = _REQUESTS_MORE + int((seconds + _WARM_UP_SECONDS) * _REQUESTS_PER_SECOND / connections)
+        most = _REQUESTS_MORE + int((seconds + _warm_up(seconds)) * _REQUESTS_PER_SECOND / connections)
         lanes = [
             Lane(account.token, [each.SerializeToString() for each in call.requests(self._scene, account, most)])
             for account in self._scene.accounts(connections)
@@ -166,14 +167,14 @@ class Bench:
             call.path,
             lanes,
             seconds,
-            _WARM_UP_SECONDS,
+            _warm_up(seconds),
             once=bool(call.request_id_tag),
             request_id_tag=call.request_id_tag,
         )
 
     def _stated(self, call: Call, seconds: float) -> Cost:
         lanes = [call.arguments(self._scene, account) for account in self._scene.accounts(STATEMENT_CONNECTIONS)]
-        script = Script(self._scene.dsn, call.statements, lanes, seconds, _WARM_UP_SECONDS)
+        script = Script(self._scene.dsn, call.statements, lanes, seconds, _warm_up(seconds))
         ran: Ran
         ran, used = self._measured(
             self._installation.statements, script, lambda: cpu_seconds(self._installation.postgresql)
@@ -196,7 +197,12 @@ class Bench:
         lanes = [Lane(account.token, [request.SerializeToString()])] * connections
         with child("echo", self._installation.cores.server) as echo:
             port = echo.ask(Echo(call.path, call.request, answer))
-            yield echo, Load(port, call.path, lanes, seconds, _WARM_UP_SECONDS, request_id_tag=call.request_id_tag)
+            yield echo, Load(port, call.path, lanes, seconds, _warm_up(seconds), request_id_tag=call.request_id_tag)
+
+
+def _warm_up(seconds: float) -> float:
+    """How long to call before a measurement of so many seconds."""
+    return min(_WARM_UP_SECONDS_MAX, seconds)
 
 
 def _check(call: Call, loaded: Loaded) -> None:
