@@ -4,6 +4,7 @@ What is sent, `messages.py` draws; what is wrong, `verdicts.py` says.
 """
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -40,7 +41,8 @@ class Plan(NamedTuple):
     forged: Sequence[str]
     messages: int
     seed: int
-    findings_max: int = _FINDINGS_MAX
+    #: A regular expression: once a finding has it, nothing more is sent. "" for enough findings of any kind.
+    sought: str = ""
 
 
 @dataclass
@@ -105,11 +107,15 @@ class _Run:
 
     async def _calls(self, channel: grpc.aio.Channel) -> None:
         for number in self._numbers:
-            if len(self._report.findings) >= self._plan.findings_max:
+            if self._is_enough():
                 return
             message = self._generator.message(number)
             answer = await sent(channel, message)
             self._take(number, message, answer)
+
+    def _is_enough(self) -> bool:
+        sought, findings = self._plan.sought, self._report.findings
+        return any(re.search(sought, each) for each in findings) if sought else len(findings) >= _FINDINGS_MAX
 
     def _take(self, number: int, message: Message, answer: Answer) -> None:
         report = self._report

@@ -194,7 +194,7 @@ def test_a_planted_bug_is_found(postgres: Postgres, monkeypatch: pytest.MonkeyPa
         tenants = [world.tenant() for _ in range(2)]
         by = [Caller(tenant.account_id, world.token(tenant.account_id)) for tenant in tenants]
         monkeypatch.setattr(where, name, bug)
-        report = run(Plan(world.address, by, strangers(), 20_000, SEED, findings_max=1))
+        report = run(Plan(world.address, by, strangers(), 20_000, SEED, sought=seen))
     assert re.search(seen, "".join(report.findings)), told(report)
     for language in (shapes.image_filter, shapes.instance_filter, shapes.operation_filter):
         parse: Any = language.parse
