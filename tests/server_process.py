@@ -18,7 +18,7 @@ import asyncpg
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.end_to_end.steps import until
-from tests.world import CATALOG
+from tests.world import CATALOG, lay
 
 from cunho import CHANNEL_OPTIONS, Client
 from cunho_server import keys
@@ -57,6 +57,8 @@ class Server:
         given: dict[str, object] = own | settings
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CUNHO_")}
         environment |= {f"CUNHO_{name}": str(value) for name, value in given.items()}
+        if "DATABASE_URL" not in settings:
+            lay(data_dir)
         self._log = data_dir.parent / f"log-{uuid4().hex}"
         with self._log.open("w") as log:
             command = [str(python), "-m", "cunho_server", "serve"]
