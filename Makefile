@@ -82,8 +82,12 @@ lint: .venv/installed $(GOOGLEAPIS) ## check style, types, layers and protos
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code protos
 	@for each in $(RELEASED)/*.binpb; do $(BIN)/buf breaking protos --against $$each || exit; done
-	$(BIN)/mypy
-	$(BIN)/pyright
+	$(MAKE) --no-print-directory --jobs=2 mypy pyright
+
+# At once: each is mostly one thread.
+.PHONY: mypy pyright
+mypy pyright: .venv/installed
+	$(BIN)/$@
 
 $(GOOGLEAPIS): .venv/installed
 	@rm -rf $@
