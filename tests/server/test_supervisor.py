@@ -397,7 +397,8 @@ def test_a_server_that_waits_for_an_earlier_postgres_stops_when_it_is_told_to(da
 
 
 def test_a_server_that_is_stopped_while_its_database_is_made_makes_it_whole_at_the_next_start(data_dir: Path) -> None:
-    (new := data_dir.with_name("new")).mkdir()
+    new = data_dir.with_name("new")
+    new.mkdir()  # so that the server makes its database itself
     starting = Server(new)
     until(lambda: [*new.glob("partial-*/PG_VERSION")])
     assert starting.stop() == 0
