@@ -290,9 +290,13 @@ class Recoveries:
     def measured(self, kind: str, service: Service, traffic: Traffic) -> Iterator[None]:
         """Within the block the fault ends; returns once both processes are healthy and every writer has written."""
         start = time.monotonic()
-        yield
-        traffic.go_on(1)
-        until(service.is_healthy, 60)
+        try:
+            yield
+            traffic.go_on(1)
+            until(service.is_healthy, 60)
+        except TimeoutError as error:
+            error.add_note(f"after {kind}; the log ends with: {service.log[-5000:]}")
+            raise
         self._seconds[kind].append(time.monotonic() - start)
 
     def __str__(self) -> str:

@@ -98,6 +98,11 @@ class Writer:
             if stored.get(name) != self.known.get(name)
         ]
 
+    @property
+    def progress(self) -> str:
+        """How much it has written, and the operations that it waits for."""
+        return f"{self.writes} writes, waiting for {[operation.name for operation, _ in self._begun]}"
+
     # --- calls
 
     def _write(self, method: str, **given: Any) -> Any:
@@ -287,7 +292,12 @@ class Traffic:
                     each.result()
             return all(writer.writes >= number for writer, number in zip(self.writers, wanted, strict=True))
 
-        until(have_written, _WRITE_SECONDS)
+        try:
+            until(have_written, _WRITE_SECONDS)
+        except TimeoutError as error:
+            told = [each.progress for each in self.writers]
+            error.add_note(f"wanted {wanted}: {told}; refused meanwhile: {dict(self.refusals)}")
+            raise
 
     @property
     def writes(self) -> int:
