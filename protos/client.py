@@ -58,7 +58,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from cunho import v1
-from cunho.connection import duration
+from cunho.connection import duration, texts
 from {kind.package}.operation import Operation
 {imports}
 
@@ -141,7 +141,7 @@ def parameter(field: FieldDescriptor, comment: str) -> Parameter:
     if message and message.GetOptions().map_entry:
         type_, default = "Mapping[str, str] | None", "None"
     elif message and message.full_name == "google.protobuf.FieldMask":
-        type_, default, value = "Iterable[str]", "()", f"FieldMask(paths={name})"
+        type_, default, value = "Iterable[str]", "()", f'FieldMask(paths=texts("{name}", {name}))'
     elif message and message.full_name == "google.protobuf.Duration":
         name = f"{name}_seconds"
         type_, default, value = "float | None", "None", f"duration({name})"
@@ -153,6 +153,7 @@ def parameter(field: FieldDescriptor, comment: str) -> Parameter:
     else:
         type_, default = SCALARS[field.cpp_type]
     if field.is_repeated and "[" not in type_:
+        value = f'texts("{name}", {name})' if type_ == "str" else value
         type_, default = f"Iterable[{type_}]", "()"
     if name == "request_id":
         value, comment = "request_id or str(uuid4())", comment.replace("Default: none.", "Default: a new one.")

@@ -3,7 +3,7 @@
 import json
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from glob import glob
@@ -136,6 +136,13 @@ def bounded(timeout_seconds: float) -> float:
 def duration(timeout_seconds: float | None) -> timedelta | None:
     """A time as the field of a request; None if none is given. Raises ValueError if it is NaN."""
     return None if timeout_seconds is None else timedelta(seconds=bounded(timeout_seconds))
+
+
+def texts(name: str, given: Iterable[str]) -> Iterable[str]:
+    """The texts of a field. Raises TypeError if one stands for a list, which would be taken letter by letter."""
+    if isinstance(given, str | bytes):
+        raise TypeError(f"{name} is a list, and was given {given!r}: give [{given!r}]")
+    return given
 
 
 def _sent(token: str) -> str:

@@ -237,6 +237,14 @@ def test_a_time_that_is_no_number_is_refused_before_any_call(service: FakeServic
     assert len(service.calls) == 1
 
 
+def test_one_text_for_a_list_is_refused_before_any_call(service: FakeService, client: Client) -> None:
+    with pytest.raises(TypeError, match=r"^account_ids is a list, and was given 'globex': give \['globex'\]$"):
+        client.share_image(image_id="img", account_ids="globex")
+    with pytest.raises(TypeError, match=r"^update_mask is a list, and was given 'name'"):
+        client.update_image(image=v1.Image(), update_mask="name")
+    assert not service.calls
+
+
 def test_a_call_that_takes_too_long_is_refused(service: FakeService, client: Client) -> None:
     over = Event()
 

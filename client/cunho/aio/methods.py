@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from cunho import v1
 from cunho.aio.operation import Operation
-from cunho.connection import duration
+from cunho.connection import duration, texts
 from cunho.v1.account_service_pb2_grpc import AccountServiceStub
 from cunho.v1.image_service_pb2_grpc import ImageServiceStub
 from cunho.v1.instance_service_pb2_grpc import InstanceServiceStub
@@ -80,7 +80,7 @@ class Methods(ABC):
         request = v1.RegisterAccountRequest(
             account_id=account_id,
             display_name=display_name,
-            region_ids=region_ids,
+            region_ids=texts("region_ids", region_ids),
             request_id=request_id or str(uuid4()),
             validate_only=validate_only,
         )
@@ -135,7 +135,7 @@ class Methods(ABC):
         """
         request = v1.UpdateAccountRequest(
             account=account,
-            update_mask=FieldMask(paths=update_mask),
+            update_mask=FieldMask(paths=texts("update_mask", update_mask)),
             request_id=request_id or str(uuid4()),
             validate_only=validate_only,
         )
@@ -164,7 +164,7 @@ class Methods(ABC):
             image_ids: The images, 1 to 100, each once; fewer, if they are more than 3 MiB together. Required.
             timeout_seconds: Deadline of the call. Default: the client's.
         """
-        request = v1.BatchGetImagesRequest(image_ids=image_ids)
+        request = v1.BatchGetImagesRequest(image_ids=texts("image_ids", image_ids))
         return await self._call(self._image_service.BatchGetImages, request, timeout_seconds)
 
     def list_images(
@@ -414,7 +414,7 @@ class Methods(ABC):
         """
         request = v1.UpdateImageRequest(
             image=image,
-            update_mask=FieldMask(paths=update_mask),
+            update_mask=FieldMask(paths=texts("update_mask", update_mask)),
             validate_only=validate_only,
             request_id=request_id or str(uuid4()),
         )
@@ -518,7 +518,7 @@ class Methods(ABC):
         """
         request = v1.ShareImageRequest(
             image_id=image_id,
-            account_ids=account_ids,
+            account_ids=texts("account_ids", account_ids),
             etag=etag,
             request_id=request_id or str(uuid4()),
             validate_only=validate_only,
@@ -553,7 +553,7 @@ class Methods(ABC):
         """
         request = v1.UnshareImageRequest(
             image_id=image_id,
-            account_ids=account_ids,
+            account_ids=texts("account_ids", account_ids),
             etag=etag,
             request_id=request_id or str(uuid4()),
             validate_only=validate_only,
@@ -587,7 +587,7 @@ class Methods(ABC):
         """
         request = v1.SetImageSharesRequest(
             image_id=image_id,
-            account_ids=account_ids,
+            account_ids=texts("account_ids", account_ids),
             etag=etag,
             request_id=request_id or str(uuid4()),
             validate_only=validate_only,
@@ -735,9 +735,9 @@ class Methods(ABC):
         """
         request = v1.CheckImageActionsRequest(
             image_id=image_id,
-            actions=actions,
+            actions=texts("actions", actions),
             target_region_id=target_region_id,
-            target_account_ids=target_account_ids,
+            target_account_ids=texts("target_account_ids", target_account_ids),
             zone_id=zone_id,
             instance_type=instance_type,
             name=name,
@@ -868,7 +868,7 @@ class Methods(ABC):
         """
         request = v1.UpdateInstanceRequest(
             instance=instance,
-            update_mask=FieldMask(paths=update_mask),
+            update_mask=FieldMask(paths=texts("update_mask", update_mask)),
             validate_only=validate_only,
             request_id=request_id or str(uuid4()),
         )
@@ -1066,7 +1066,10 @@ class Methods(ABC):
             timeout_seconds: Deadline of the call. Default: the client's.
         """
         request = v1.CheckInstanceActionsRequest(
-            instance_id=instance_id, actions=actions, target_image_id=target_image_id, image_name=image_name
+            instance_id=instance_id,
+            actions=texts("actions", actions),
+            target_image_id=target_image_id,
+            image_name=image_name,
         )
         return await self._call(self._instance_service.CheckInstanceActions, request, timeout_seconds)
 
