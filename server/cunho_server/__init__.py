@@ -51,6 +51,7 @@ process          that process, as the supervisor starts it
 supervisor       the processes, and the embedded PostgreSQL
 opening          the database: found, brought up to date, opened
 settings         what can be chosen
+forms            what addresses, URLs and hosts of settings must be
 development      what a start with the development key adds
 __main__         the words of the command `cunho-server`
 commands         what each command does and prints

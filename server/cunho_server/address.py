@@ -8,7 +8,7 @@ from errno import EADDRINUSE
 from socket import SOCK_STREAM
 from typing import Any
 
-from cunho_server.settings import host_of
+from cunho_server.forms import host_of
 
 #: What a process says on standard output once it takes connections.
 READY = b"ready\n"
@@ -22,17 +22,17 @@ def reserved(address: str, variable: str = "CUNHO_ADDRESS") -> socket.socket:
     """A socket that keeps that variable's address, and its port, for the processes to share. Raises AddressError."""
     port = int(address.rpartition(":")[2])
     try:
-        (family, place), *others = _places(host_of(address), port)
-        place = _free(family, place)
+        (family, first), *others = _socket_addresses(host_of(address), port)
+        free = _free(family, first)
         for another, (host, _, *more) in others:
             try:
-                _free(another, (host, place[1], *more))
+                _free(another, (host, free[1], *more))
             except OSError as error:
                 if error.errno == EADDRINUSE:  # else it is one that this machine does not have
                     raise
         kept = socket.socket(family)
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        kept.bind(place)
+        kept.bind(free)
         return kept
     except OSError as error:
         raise AddressError(
@@ -41,16 +41,16 @@ def reserved(address: str, variable: str = "CUNHO_ADDRESS") -> socket.socket:
         ) from error
 
 
-def _places(host: str, port: int) -> list[tuple[int, Any]]:
+def _socket_addresses(host: str, port: int) -> list[tuple[int, Any]]:
     """All that gRPC listens on for a host, by family. It knows localhost by itself."""
     names = (host, "::1") if host == "localhost" else (host,)
     return [(found[0], found[4]) for name in names for found in socket.getaddrinfo(name, port, type=SOCK_STREAM)]
 
 
-def _free(family: int, place: Any) -> Any:
-    """A place that nobody listens on, with its port. Raises OSError."""
+def _free(family: int, socket_address: Any) -> Any:
+    """The socket address, which nobody listens on, with its port. Raises OSError."""
     with socket.socket(family) as probe:  # it fails where another server listens, which sharing would hide
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(place)
+        probe.bind(socket_address)
         probe.listen()
         return probe.getsockname()

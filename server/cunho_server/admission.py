@@ -1,7 +1,7 @@
 """How many calls this process answers at once: in total, of one account and from one network address, and the waits.
 
 Whatever is over a limit is refused at once, before anything is looked up, so that the calls under way keep their pace.
-Callers are known before they are counted; a call without credentials takes no place. Nothing here knows gRPC.
+Callers are known before they are counted; a call without credentials does not count. Nothing here knows gRPC.
 """
 
 import asyncio

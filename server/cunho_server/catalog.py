@@ -1,7 +1,7 @@
 """The catalogue that an operator declares: the regions, instance types and public images of a cloud, read from TOML.
 
 The built-in catalogue, `catalog.toml` beside this file, explains every key. What requests have, too, is held to
-the bounds of the API. Everything wrong with a file is told at once, each thing by its place. What applying a catalogue
+the bounds of the API. Everything wrong with a file is told at once, each thing by its path. What applying a catalogue
 changes is not decided here.
 """
 
@@ -41,7 +41,7 @@ _no_other_keys = with_config(ConfigDict(extra="forbid"))
 
 
 class CatalogError(Exception):
-    """A catalogue that cannot be used; the message lists every problem by its place in the file."""
+    """A catalogue that cannot be used; the message lists every problem by its path in the file."""
 
 
 def _gib(size: int) -> int:

@@ -7,7 +7,8 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cunho_server.settings import Settings, host_of
+from cunho_server.forms import host_of
+from cunho_server.settings import Settings
 
 _SECONDS = 5
 

@@ -1,23 +1,22 @@
 """What can be chosen about a server: every setting, its bounds and its default, by flag or environment variable.
 
-A wrong setting stops the start. Nothing is looked up here: neither files nor hosts.
+A wrong setting stops the start. Nothing is looked up here: neither files nor hosts. What an address or a URL must be,
+`forms` knows.
 """
 
 import difflib
 import os
-import re
 import reprlib
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cunho_server import forms
 from cunho_storage.embedded import default_folder
 
 _PREFIX = "CUNHO_"
@@ -35,119 +34,10 @@ OF_CLIENTS = {
     "CUNHO_TOKEN",
     "CUNHO_TOKEN_FILE",
 }
-_LABEL = "[a-z0-9-]{1,63}"
-_ADDRESS = re.compile(rf"(?:\[(?P<v6>[0-9a-f:]+)\]|(?P<name>{_LABEL}(?:\.{_LABEL})*\.?)):(?P<port>[0-9]{{1,5}})")
-_POSTGRESQL = re.compile(r"postgres(ql)?://([^/?#@]*@)?(?P<places>[^/?#@]*)([/?].*)?")
-_PLACE = re.compile(r"(/.*|\[[^][]*\]|(?P<host>[^][:@/?#]*))(:(?P<port>[0-9]{1,5}))?")
-_HOST = re.compile(rf"(\*\.)?({_LABEL}\.)+{_LABEL}")
-_NO_POSTGRESQL = (
-    "must be a URL such as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, the port up to 65535, what is no letter or "
-    "digit in the password percent-encoded, as %23 for #"
-)
 
 
 class SettingsError(Exception):
     """Settings that cannot be used; the message has one line for each."""
-
-
-def _host_and_port(address: str) -> str:
-    host_of(address)
-    return address
-
-
-def _none_or_address(address: str) -> str:
-    return address and _host_and_port(address)
-
-
-def _loopback(address: str) -> str:
-    if address and not is_loopback(address):
-        raise ValueError("must be on a loopback address, as 127.0.0.1:50061 is: whoever reaches it sees every call")
-    return address
-
-
-def host_of(address: str) -> str:
-    """The host of HOST:PORT. Raises ValueError if it is not of this form."""
-    parts = _ADDRESS.fullmatch(address)
-    if not parts or int(parts["port"]) > 65535:
-        raise ValueError("must be HOST:PORT, as in 127.0.0.1:50051 or [::1]:50051")
-    return parts["v6"] or parts["name"]
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches HOST:PORT. Raises ValueError if it is not of this form."""
-    return _names_this_machine(host_of(address))
-
-
-def _meet(one: str, other: str) -> bool:
-    """Whether HOST:PORT and another with the same port may be one socket."""
-    hosts = {host_of(one), host_of(other)}
-    return len(hosts) == 1 or not hosts.isdisjoint({"localhost", "0.0.0.0", "::"})
-
-
-def _names_this_machine(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _key_set(where: str) -> str:
-    if "://" in where and not _is_secure(where):
-        raise ValueError(
-            "must be a file or an https:// URL without a password, the port up to 65535 (http:// on this machine "
-            "alone, as http://127.0.0.1:8080/jwks.json is): who changes it on its way makes tokens of anybody"
-        )
-    return where
-
-
-def _is_secure(address: str) -> bool:
-    """Whether nobody changes on its way what a URL answers; False for what is no URL, such as one of port 65536."""
-    try:
-        url = urlsplit(address)
-        _ = url.port  # which the connection would take modulo 65536
-    except ValueError:
-        return False
-    secure = url.scheme == "https" or (url.scheme == "http" and _names_this_machine(url.hostname or ""))
-    return secure and bool(url.hostname) and "@" not in url.netloc
-
-
-def _postgresql(url: str) -> str:
-    if url and not _is_postgresql(url):
-        raise ValueError(_NO_POSTGRESQL)
-    return url
-
-
-def _is_postgresql(url: str) -> bool:
-    """Whether the driver can read a URL: its own error would show the password."""
-    if not (found := _POSTGRESQL.fullmatch(url)):
-        return False
-    try:
-        query = urlsplit(url).query
-        asked = dict(parse_qsl(query, strict_parsing=bool(query)))
-        hosts = [*found["places"].split(","), *asked.get("host", "").split(",")]
-        ports = [f":{port}" for port in asked.get("port", "0").split(",")]
-        return all(_is_place(unquote(each)) for each in hosts + ports)
-    except ValueError:
-        return False
-
-
-def _is_place(text: str) -> bool:
-    """Whether text is HOST, :PORT, both or a folder. Raises ValueError for a host that cannot be looked up."""
-    if not (place := _PLACE.fullmatch(text)):
-        return False
-    (place["host"] or "").encode("idna")
-    return int(place["port"] or 0) <= 65535
-
-
-def _hosts(hosts: str) -> str:
-    for host in _split(hosts):
-        if not _HOST.fullmatch(host):
-            raise ValueError(f'{host!r} is neither a host name in lower case, as example.org is, nor one after "*."')
-    return hosts
-
-
-def _split(hosts: str) -> tuple[str, ...]:
-    return tuple(host.strip() for host in hosts.split(",") if host.strip())
 
 
 def _cores() -> int:
@@ -155,17 +45,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _named(path: object) -> object:
-    if path == "":  # which would be the current folder
-        raise ValueError("must name a folder")
-    return path
-
-
-def _none_if_empty(path: object) -> object:
-    return None if path == "" else path
-
-
-_File = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+_File = Annotated[Path | None, BeforeValidator(forms.none_if_empty)]
 
 
 class Settings(BaseSettings):
@@ -173,7 +53,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
-    address: Annotated[str, AfterValidator(_host_and_port)] = Field(
+    address: Annotated[str, AfterValidator(forms.host_and_port)] = Field(
         "127.0.0.1:50051",
         description="Where calls are answered, HOST:PORT. Port 0 takes a free one. Any address but a loopback one "
         "takes TLS, and keys of tokens or authorities of clients.",
@@ -188,14 +68,14 @@ class Settings(BaseSettings):
         description="PEM file of the authorities whose certificates clients must show; a client without a token is "
         "known by its certificate. If empty, clients show none.",
     )
-    database_url: Annotated[str, AfterValidator(_postgresql)] = Field(
+    database_url: Annotated[str, AfterValidator(forms.postgresql)] = Field(
         "",
         description="The PostgreSQL to store everything in, postgresql://USER:PASSWORD@HOST:PORT/DATABASE. If empty, "
         "the server runs one of its own in the data folder. A password belongs in the variable: flags are seen by "
         "every user of the machine.",
         repr=False,
     )
-    data_dir: Annotated[Path, BeforeValidator(_named), AfterValidator(Path.absolute)] = Field(
+    data_dir: Annotated[Path, BeforeValidator(forms.named), AfterValidator(Path.absolute)] = Field(
         default_factory=default_folder,
         description="The data folder: the server's own PostgreSQL and the development key. Made where missing.",
     )
@@ -206,7 +86,7 @@ class Settings(BaseSettings):
         "authorities of clients, the server makes a development key in the data folder, with which `cunho-server "
         "token` signs.",
     )
-    token_jwks: Annotated[str, AfterValidator(_key_set)] = Field(
+    token_jwks: Annotated[str, AfterValidator(forms.key_set)] = Field(
         "",
         description="Key set (JWKS) that tokens are verified with: an https:// URL, or a file. Tokens name their key "
         "by `kid`. A URL is read again every 100 s, a file every second, and either when a token names a key that is "
@@ -242,7 +122,7 @@ class Settings(BaseSettings):
         description="Catalogue file with the regions, instance types and public images of a new database. If empty, "
         "the built-in one.",
     )
-    import_hosts: Annotated[str, AfterValidator(_hosts)] = Field(
+    import_hosts: Annotated[str, AfterValidator(forms.hosts)] = Field(
         "cloud-images.ubuntu.com,cloud.debian.org,download.rockylinux.org,repo.almalinux.org,"
         "download.fedoraproject.org,download.opensuse.org",
         description="Hosts that images may be imported from, separated by commas; *.example.org allows all hosts below "
@@ -312,7 +192,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least that is logged. Mutations are logged at info."
     )
-    metrics_address: Annotated[str, AfterValidator(_none_or_address)] = Field(
+    metrics_address: Annotated[str, AfterValidator(forms.none_or_address)] = Field(
         "", description="Where metrics are told to Prometheus over HTTP, HOST:PORT. If empty, nowhere."
     )
     traces: bool = Field(
@@ -321,7 +201,7 @@ class Settings(BaseSettings):
         "own variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, say where to.",
     )
     reflection: bool = Field(True, description="Whether the server describes its API to tools such as grpcurl.")
-    admin_address: Annotated[str, AfterValidator(_none_or_address), AfterValidator(_loopback)] = Field(
+    admin_address: Annotated[str, AfterValidator(forms.none_or_address), AfterValidator(forms.loopback)] = Field(
         "",
         description="Where the first process shows its channels (channelz) and describes its API, HOST:PORT on a "
         "loopback address; the next process at the next port, and so on. If empty, nowhere.",
@@ -343,7 +223,7 @@ class Settings(BaseSettings):
 
     def _in_clear(self) -> Iterator[str]:
         """What is missing where others than this machine reach the address."""
-        if is_loopback(self.address):
+        if forms.is_loopback(self.address):
             return
         lacks = []
         if not (self.tls_certificate or self.tls_key):
@@ -371,7 +251,7 @@ class Settings(BaseSettings):
                 f"CUNHO_ADMIN_ADDRESS takes the ports {ports[0]} to {ports[-1]}, one for each process, and the last is "
                 "65535: give it lower ones"
             )
-        if first and port in ports and _meet(self.admin_address, self.address):
+        if first and port in ports and forms.meet(self.admin_address, self.address):
             yield (
                 f"CUNHO_ADMIN_ADDRESS takes the ports {ports[0]} to {ports[-1]}, one for each process, and {port} is "
                 "that of CUNHO_ADDRESS: give it others"
@@ -395,7 +275,7 @@ class Settings(BaseSettings):
     @property
     def import_host_list(self) -> tuple[str, ...]:
         """The hosts that images may be imported from."""
-        return _split(self.import_hosts)
+        return forms.split(self.import_hosts)
 
     @property
     def development_key(self) -> Path:

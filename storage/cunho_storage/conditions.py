@@ -78,24 +78,24 @@ def ordering(keys: Sequence[Key], columns: Mapping[str, ColumnBase]) -> list[Ord
 
 
 def after(keys: Sequence[Key], columns: Mapping[str, ColumnBase], values: Sequence[filters.Value | Node]) -> ColumnBase:
-    """What is true of the rows that follow, in the order of `keys`, the place with these values.
+    """What is true of the rows that follow, in the order of `keys`, the cursor with these values.
 
-    Neither columns nor values may be NULL, and the last key must be unique. The place need not be a row's any more.
+    Neither columns nor values may be NULL, and the last key must be unique. The cursor need not be a row's any more.
     """
-    places = [value if isinstance(value, Node) else _literal(value) for value in values]
+    bounds = [value if isinstance(value, Node) else _literal(value) for value in values]
     steps = [
-        (columns[key.field], "<" if key.descending else ">", place) for key, place in zip(keys, places, strict=True)
+        (columns[key.field], "<" if key.descending else ">", bound) for key, bound in zip(keys, bounds, strict=True)
     ]
     if len({key.descending for key in keys}) == 1:  # an index serves a comparison of whole rows from end to end
-        return Expression(EnclosedNodeList([column for column, _, _ in steps]), steps[0][1], EnclosedNodeList(places))
+        return Expression(EnclosedNodeList([column for column, _, _ in steps]), steps[0][1], EnclosedNodeList(bounds))
     *leading, last = steps
     follows: ColumnBase = Expression(*last)
-    for column, beyond, place in reversed(leading):
-        tied = _joined(" AND ", Expression(column, "=", place), follows)
-        follows = _joined(" OR ", Expression(column, beyond, place), tied)
+    for column, beyond, bound in reversed(leading):
+        tied = _joined(" AND ", Expression(column, "=", bound), follows)
+        follows = _joined(" OR ", Expression(column, beyond, bound), tied)
     # The bound of the first key follows from the rest. It is there for the index, which serves no OR.
-    column, beyond, place = steps[0]
-    return _joined(" AND ", Expression(column, f"{beyond}=", place), follows)
+    column, beyond, bound = steps[0]
+    return _joined(" AND ", Expression(column, f"{beyond}=", bound), follows)
 
 
 def _compared(column: ColumnBase, comparison: Comparison) -> ColumnBase:

@@ -121,8 +121,8 @@ def start(
         programs = _programs(folder, user)
         data = _data(folder) or _new_data(folder, user, programs)
         socket = _socket_folder(folder, user, undo)
-        place = (f"--unix_socket_directories={socket}", "--port=5432", f"--max_connections={connections}")
-        settings = (*place, *_SETTINGS, *(() if durable else _NOT_DURABLE))
+        where = (f"--unix_socket_directories={socket}", "--port=5432", f"--max_connections={connections}")
+        settings = (*where, *_SETTINGS, *(() if durable else _NOT_DURABLE))
 
         def launch() -> subprocess.Popen[Any]:
             with _explained(folder):

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-from cunho_server import __main__, metrics, settings  # noqa: F401 (makes the metrics)
+from cunho_server import __main__, forms, metrics, settings  # noqa: F401 (makes the metrics)
 from cunho_server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +95,7 @@ def test_every_variable_that_is_named_is_a_setting(path: Path) -> None:
 
 
 def test_the_settings_are_accepted_and_open_to_nobody_without_tls_and_tokens(deployed: Settings) -> None:
-    assert not settings.is_loopback(deployed.address)
+    assert not forms.is_loopback(deployed.address)
     assert deployed.tls_certificate
     assert not deployed.development
     assert deployed.database_url
