@@ -86,6 +86,13 @@ def calling(server: Server) -> Iterator[list[Refused]]:
             thread.join()
 
 
+def renew(server: Server) -> None:
+    """Has fresh processes take over, and waits until all have."""
+    before = server.processes()
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: len(server.processes()) == len(before) and not {*before} & {*server.processes()})
+
+
 def test_as_many_processes_answer_as_the_settings_say(server: Server) -> None:
     assert len(server.processes()) == 2
 
@@ -137,10 +144,8 @@ def test_calls_go_on_while_a_process_is_killed_and_another_takes_its_place(serve
 
 
 def test_fresh_processes_take_over_at_sighup_and_no_call_fails(server: Server) -> None:
-    before = server.processes()
     with calling(server) as failed:
-        server.process.send_signal(signal.SIGHUP)
-        until(lambda: len(server.processes()) == 2 and not {*before} & {*server.processes()})
+        renew(server)
     assert failed == []
 
 
@@ -176,8 +181,7 @@ def test_a_process_is_started_once_there_is_room_for_it_again(server: Server) ->
         os.kill(old[0], signal.SIGKILL)
         until(lambda: server.log.count("no process can be started") > told, 20)
     until(lambda: len(server.processes()) == 2)
-    server.process.send_signal(signal.SIGHUP)
-    until(lambda: old[1] not in server.processes() and len(server.processes()) == 2)
+    renew(server)
 
 
 async def test_processes_that_end_again_and_again_are_replaced_after_longer_and_longer_pauses(
@@ -221,14 +225,16 @@ async def test_processes_that_end_again_and_again_are_replaced_after_longer_and_
 def test_processes_of_a_newer_version_do_not_serve_from_the_schema_of_the_one_before(server: Server) -> None:
     before, told = server.processes(), len(server.log)
     applied = server.sql("DELETE FROM schema_migration RETURNING version, name, digest")
-    with calling(server) as failed:
-        server.process.send_signal(signal.SIGHUP)
-        until(lambda: server.log.count("goes on", told) == len(before), 60)
+    try:
+        with calling(server) as failed:
+            server.process.send_signal(signal.SIGHUP)
+            until(lambda: server.log.count("goes on", told) == len(before), 60)
+    finally:
+        for migration in applied:
+            server.sql("INSERT INTO schema_migration VALUES ($1, $2, $3)", *migration)
     assert {*server.processes()} == {*before}
     assert failed == []
     assert f"the schema lacks {', '.join(name for _, name, _ in applied)}: this process is newer" in server.log
-    for migration in applied:
-        server.sql("INSERT INTO schema_migration VALUES ($1, $2, $3)", *migration)
 
 
 def test_a_killed_postgres_is_started_again_and_the_service_is_healthy_again(server: Server, data_dir: Path) -> None:
