@@ -1,4 +1,4 @@
-"""The address of a server: kept by the supervisor for its processes, and what these say once they listen there.
+"""The address of a server: kept by the supervisor for its processes, and what these say while they listen there.
 
 Nothing here knows gRPC, which takes time to load: the supervisor does without.
 """
@@ -12,6 +12,9 @@ from cunho_server.forms import host_of
 
 #: What a process says on standard output once it takes connections.
 READY = b"ready\n"
+
+#: What it says from then on, and how often, to show that it does not hang.
+BEAT, BEAT_SECONDS = b".", 1
 
 
 class AddressError(Exception):

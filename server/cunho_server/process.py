@@ -1,7 +1,7 @@
 """One of the processes that answer calls: `python -m cunho_server.process`, started by the supervisor alone.
 
-It is told on standard input what to serve, says on standard output when it does, and stops when its standard input
-ends: it does not outlive the supervisor.
+It is told on standard input what to serve, says on standard output when it does, and from then on each second that it
+does not hang. It stops when its standard input ends: it does not outlive the supervisor.
 """
 
 import gc
@@ -9,11 +9,13 @@ import gc
 gc.disable()  # while code is loaded, all of which stays: to search it for garbage takes a tenth of the time
 
 import asyncio
+import faulthandler
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -21,7 +23,7 @@ import uvloop
 
 from cunho_rules.refusals import Refusal
 from cunho_server import app, logs
-from cunho_server.address import READY, AddressError
+from cunho_server.address import BEAT, BEAT_SECONDS, READY, AddressError
 from cunho_server.keys import KeyFileError
 from cunho_server.opening import database_of, refuse_outdated
 from cunho_server.settings import Settings
@@ -43,9 +45,20 @@ async def _serve(settings: Settings, dsn: str, index: int) -> None:
             gc.freeze()
             gc.enable()
             os.write(sys.stdout.fileno(), READY)
+            beating = asyncio.create_task(_beat())
             await stopped.wait()
+        beating.cancel()
     finally:
         await database.close()
+
+
+async def _beat() -> None:
+    """Shows that the event loop turns, until cancelled."""
+    os.set_blocking(sys.stdout.fileno(), False)
+    while True:
+        with suppress(OSError):  # nobody reads it any more
+            os.write(sys.stdout.fileno(), BEAT)
+        await asyncio.sleep(BEAT_SECONDS)
 
 
 def _at_end(stop: Callable[[], None]) -> Callable[[], None]:
@@ -60,6 +73,7 @@ def _at_end(stop: Callable[[], None]) -> Callable[[], None]:
 def main() -> int:
     """Serves as the first line of standard input says; the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    faulthandler.register(signal.SIGUSR2)  # it says where it hangs
     line = sys.stdin.readline()  # all that comes before the end
     if not line:  # the supervisor ended before it said anything
         return 0

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cunho_server import logs
-from cunho_server.address import READY, reserved
+from cunho_server.address import BEAT_SECONDS, READY, reserved
 from cunho_server.exposition import Exposed, exposed
 from cunho_server.settings import Settings
 from cunho_storage import embedded
@@ -35,6 +35,9 @@ _PAUSE_SECONDS, _PAUSE_SECONDS_MAX = 0.1, 10
 
 #: How long a process may take to start, and to stop beyond the settings' grace, before it is killed.
 _START_SECONDS, _STOP_SECONDS = 60, 5
+
+#: Beats in a row that a process may miss before it is taken to hang, and how long it has to say where.
+_MISSED_MAX, _SAYING_SECONDS = 30, 1
 
 #: How often the embedded PostgreSQL is looked after.
 _LOOK_SECONDS = 0.2
@@ -137,8 +140,28 @@ class _Child:
         )
 
     async def ended(self) -> int:
-        """Its exit code, once it has ended."""
+        """Its exit code, once it has ended; it is killed if it hangs."""
+        if await self._falls_silent():
+            log.error("process %d hangs, and is killed: where it hangs stands below", self.number)
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGUSR2)
+                await asyncio.sleep(_SAYING_SECONDS)
+                self._process.kill()
         return await self._process.wait()
+
+    async def _falls_silent(self) -> bool:
+        """True once it has missed its beats, False once it ends. No clock: the machine may have been suspended."""
+        assert self._process.stdout
+        missed = 0
+        while missed < _MISSED_MAX:
+            try:
+                async with asyncio.timeout(BEAT_SECONDS):
+                    if not await self._process.stdout.read(1024):
+                        return False
+                missed = 0
+            except TimeoutError:
+                missed += 1
+        return True
 
     async def stop(self, grace_seconds: float) -> None:
         """Has it end when its calls under way have, or at the end of the grace; kills it if it does not.

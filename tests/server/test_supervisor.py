@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,9 +34,11 @@ from tests.server_process import (
     postgres_process,
     serving,
 )
+from tests.world import Postgres
 
 from cunho import Client, Refused, v1
 from cunho_server import supervisor
+from cunho_server.address import reserved
 from cunho_server.exposition import Exposed
 from cunho_server.settings import Settings
 from cunho_storage import migrations
@@ -220,6 +222,31 @@ async def test_processes_that_end_again_and_again_are_replaced_after_longer_and_
     async with processes.serving(""):
         await done.wait()
     assert pauses == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 0, 0.1]
+
+
+async def test_a_process_that_hangs_is_replaced_and_the_log_says_where_it_hung(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, postgres: Postgres, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import signal, time\ndef hang(*_): time.sleep(1000)\nsignal.signal(signal.SIGUSR1, hang)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(supervisor, "_MISSED_MAX", 3)
+    dsn = await asyncio.to_thread(postgres.database)
+    with closing(reserved("127.0.0.1:0")) as kept:
+        address = f"127.0.0.1:{kept.getsockname()[1]}"
+        settings = Settings.model_validate({"data_dir": tmp_path, "processes": 1, "address": address})
+        async with supervisor._loading(settings, Exposed("", "")) as processes, processes.serving(dsn):
+            for hang in (signal.SIGUSR1, signal.SIGSTOP):
+                hung = processes._slots[0]
+                os.kill(hung.number, hang)
+                async with asyncio.timeout(60):
+                    while processes._slots[0] is hung:
+                        await asyncio.sleep(0.05)
+                assert await hung.ended() == -signal.SIGKILL
+            with grpc.insecure_channel(address) as channel:
+                await asyncio.to_thread(grpc.channel_ready_future(channel).result, 20)
+    assert 'sitecustomize.py", line 2 in hang' in capfd.readouterr().err
 
 
 def test_processes_of_a_newer_version_do_not_serve_from_the_schema_of_the_one_before(server: Server) -> None:
