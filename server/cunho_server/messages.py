@@ -327,9 +327,10 @@ def step_to_store(step: Mapping[str, Any]) -> dict[str, Any]:
     """The step as it is stored before the operation ends: if its work failed, it is PENDING and has its error.
 
     Servers of 0.1.0, which may take the operation over, ask for it again then; of one that has FAILED they would finish
-    the image.
+    the image. One that was taken back is PENDING as well: it is not done, and the operation is not at its end.
     """
-    return {**step, "state": "PENDING"} if step["state"] == "FAILED" and step["target_id"] else {**step}
+    passing = step["state"] == "CANCELLED" or (step["state"] == "FAILED" and step["target_id"])
+    return {**step, "state": "PENDING"} if passing else {**step}
 
 
 def _steps(steps: Iterable[Mapping[str, Any]], state: str) -> Iterator[pb.OperationMetadata.Step]:

@@ -142,7 +142,7 @@ class Work:
             operation = await asyncio.shield(claiming)
         except asyncio.CancelledError:
             if claimed := await claiming:
-                await self._give_back(claimed)
+                await self._give_back(claimed, messages.steps(claimed))
             raise
         if operation is not None:
             await self._carry_out(operation)
@@ -192,7 +192,7 @@ class Work:
             await self._give_back(operation, steps)
             raise
         except (Refusal, Conflict):  # of the database: its fault, which counts against no operation
-            await self._put_off(operation)
+            await self._give_back(operation, steps, seconds=_LOOK_SECONDS)
         except Exception as error:
             log.warning("operation %s, attempt %d", operation.operation_id, operation.attempts, exc_info=error)
             await self._pause(operation, min(_PAUSE_SECONDS * 2**operation.attempts, _PAUSE_SECONDS_MAX))
@@ -200,7 +200,9 @@ class Work:
     async def _refused(self, operation: Operation, steps: list[dict[str, Any]]) -> Refusal | None:
         """Does what is left of the operation; why it must be undone, or None once all of it is done."""
         cancelled = operation.cancel_requested
-        if not cancelled and operation.attempts > _ATTEMPTS_MAX:
+        if cancelled and operation.attempts > 1:
+            await self._leased(operation, self._ask_again(steps))
+        elif not cancelled and operation.attempts > _ATTEMPTS_MAX:
             _give_up(operation, steps)
         elif not cancelled:
             cancelled = await self._leased(operation, self._do(operation, steps))
@@ -233,6 +235,8 @@ class Work:
 
     async def _do(self, operation: Operation, steps: list[dict[str, Any]]) -> None:
         """Does what is left: up to a step that fails, or all that stand apart; raises why one is to be tried again."""
+        if operation.method not in _APART and _failure(operation, steps):  # of a worker before
+            return
         errors = []
         for each in _left(steps):
             # A driver that cancels itself has failed as well, and does not cancel this.
@@ -244,6 +248,11 @@ class Work:
                 await self._save(operation, steps)
         if errors:
             raise errors[0]
+
+    async def _ask_again(self, steps: list[dict[str, Any]]) -> None:
+        """Makes known whether the step was done that a worker which died, or lost the database, may have done."""
+        for each in _left(steps)[:1]:
+            await asyncio.gather(self._act(each), return_exceptions=True)
 
     async def _act(self, step: dict[str, Any]) -> None:
         try:
@@ -275,23 +284,12 @@ class Work:
             async with self._database.connection() as connection:
                 await operations.extend(connection, operation, seconds)
 
-    async def _put_off(self, operation: Operation) -> None:
-        """Leaves the operation to be claimed soon, since the database failed; if that fails too, its lease runs out."""
+    async def _give_back(self, operation: Operation, steps: _Steps, *, seconds: float = 0) -> None:
+        """Leaves the operation to be claimed after some seconds; if that fails, its lease runs out by itself."""
+        stored = [messages.step_to_store(each) for each in steps]
         with suppress(Refusal, Conflict):
             async with self._database.connection() as connection:
-                await operations.put_off(connection, operation, _LOOK_SECONDS)
-
-    async def _give_back(self, operation: Operation, steps: _Steps = ()) -> None:
-        """Leaves the operation to be claimed at once, since this worker stops; if that fails, its lease runs out.
-
-        Args:
-            steps: what is to be known of them, if this worker has begun them.
-        """
-        with suppress(Refusal, Conflict):
-            async with self._database.connection() as connection:
-                if steps:
-                    await operations.save(connection, operation, [messages.step_to_store(each) for each in steps])
-                await operations.give_back(connection, operation)
+                await operations.give_back(connection, operation, stored, seconds=seconds)
 
     async def _finish(self, operation: Operation, steps: list[dict[str, Any]]) -> None:
         async with self._database.transaction() as connection:

@@ -59,12 +59,11 @@ _EXTEND = Statement(
 )
 _GIVE_BACK = Statement(
     OperationRow.update(
-        {OperationRow.lease_until: SQL("NULL"), OperationRow.attempts: OperationRow.attempts - SQL("1")}
-    ).where(_MINE)
-)
-_PUT_OFF = Statement(
-    OperationRow.update(
-        {OperationRow.lease_until: _LEASE, OperationRow.attempts: OperationRow.attempts - SQL("1")}
+        {
+            OperationRow.lease_until: _LEASE,
+            OperationRow.attempts: OperationRow.attempts - SQL("1"),
+            OperationRow.steps: arg("steps"),
+        }
     ).where(_MINE)
 )
 _SAVE = Statement(OperationRow.update({OperationRow.steps: arg("steps")}).where(_MINE))
@@ -160,14 +159,21 @@ async def extend(connection: Connection, operation: Operation, lease_seconds: fl
     return cancel
 
 
-async def give_back(connection: Connection, operation: Operation) -> None:
-    """Ends a stopping worker's lease, and forgets its attempt, which did not fail; nothing if the lease is lost."""
-    await connection.run(_GIVE_BACK, operation_id=operation.operation_id, epoch=operation.epoch)
+async def give_back(
+    connection: Connection, operation: Operation, steps: Sequence[Mapping[str, Any]], *, seconds: float = 0
+) -> bool:
+    """Leaves the operation to be claimed after some seconds, and forgets this attempt, which did not fail by itself.
 
-
-async def put_off(connection: Connection, operation: Operation, seconds: float) -> None:
-    """Leaves the operation to be claimed after some seconds, and forgets this attempt, which did not fail by itself."""
-    await connection.run(_PUT_OFF, operation_id=operation.operation_id, epoch=operation.epoch, lease_seconds=seconds)
+    False if the lease is lost: then nothing is stored.
+    """
+    written = await connection.run(
+        _GIVE_BACK,
+        operation_id=operation.operation_id,
+        epoch=operation.epoch,
+        lease_seconds=seconds,
+        steps=steps,
+    )
+    return written == 1
 
 
 async def save(connection: Connection, operation: Operation, steps: Sequence[Mapping[str, Any]]) -> bool:

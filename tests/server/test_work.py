@@ -7,7 +7,7 @@ connections that can be held back.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from tests.storage.test_operations import EPOCH, NO_EPOCH, rewritten
 from tests.world import FRANKFURT, GUANGZHOU, SHANGHAI, ZONES, Postgres, Tenant, World
 
 from cunho import Operation
-from cunho.v1 import CopyImageResponse, Image
+from cunho.v1 import CopyImageResponse, CreateInstanceResponse, Image
 from cunho_rules import model
 from cunho_rules.refusals import Reason, Refusal
 from cunho_server import work
@@ -557,6 +557,20 @@ class Stuck(Watched):
             await asyncio.Event().wait()
 
 
+class Refusing(Watched):
+    """A driver that refuses what it is asked to do to one target."""
+
+    def __init__(self, target_id: str) -> None:
+        super().__init__()
+        self._target_id = target_id
+
+    async def act(self, action: str, region_id: str, target_id: str) -> None:
+        """Does nothing."""
+        await super().act(action, region_id, target_id)
+        if target_id == self._target_id:
+            raise TOO_LARGE
+
+
 async def launched(world: World, tenant: Tenant) -> str:
     """A RUNNING instance."""
     async with opened(world) as database, working(database, Watched()):
@@ -613,14 +627,7 @@ async def test_an_instance_stopped_for_an_image_that_is_cancelled_is_started_or_
 async def test_instances_launched_before_the_cancellation_are_destroyed_or_stay_to_be_deleted(
     asking: World, tenant: Tenant, *, fails: bool, left: str
 ) -> None:
-    operation = tenant.create_instance(
-        region_id=GUANGZHOU,
-        zone_id=ZONES[GUANGZHOU],
-        image_id=asking.public_image().image_id,
-        instance_type="S5.MEDIUM4",
-        count=2,
-    )
-    one, other = operation.metadata.target_ids
+    operation, one, other = await two_launches(asking, tenant)
     driver = Stuck(other)
     async with opened(asking) as database, working(database, driver, lease_seconds=0.3):
         with ExitStack() as failing:
@@ -631,6 +638,107 @@ async def test_instances_launched_before_the_cancellation_are_destroyed_or_stay_
             assert (await ended(database, operation)).state == "CANCELLED"
     assert driver.asked == [("launch", one), ("launch", other), ("destroy", one)]
     assert [await state_of(asking, each) for each in (one, other)] == [left, "DELETED"]
+
+
+async def two_launches(world: World, tenant: Tenant) -> tuple[Operation[CreateInstanceResponse], str, str]:
+    """An operation that launches two instances, with their ids."""
+    operation = await asyncio.to_thread(
+        tenant.create_instance,
+        region_id=GUANGZHOU,
+        zone_id=ZONES[GUANGZHOU],
+        image_id=world.public_image().image_id,
+        instance_type="S5.MEDIUM4",
+        count=2,
+    )
+    one, other = operation.metadata.target_ids
+    return operation, one, other
+
+
+@pytest.mark.parametrize("was_done", [True, False])
+async def test_what_a_worker_that_died_may_have_done_is_known_before_it_is_cancelled(
+    asking: World, tenant: Tenant, *, was_done: bool
+) -> None:
+    operation, one, other = await two_launches(asking, tenant)
+    driver = Watched()
+    async with opened(asking) as database:
+        async with database.connection() as connection:
+            assert await operations.claim(connection, 0)
+        operation.cancel()
+        with nullcontext() if was_done else driver.failing("launch", RuntimeError("never begun")):
+            async with working(database, driver):
+                after = await ended(database, operation)
+    assert driver.asked == [("launch", one), *([("destroy", one)] if was_done else [])]
+    assert (after.state, states(after)) == ("CANCELLED", ["CANCELLED", "CANCELLED"])
+    assert [await state_of(asking, each) for each in (one, other)] == ["DELETED", "DELETED"]
+
+
+async def test_what_a_server_was_undoing_when_it_stopped_is_undone_by_the_next(
+    asking: World, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation, one, other = await two_launches(asking, tenant)
+    ending = asyncio.Event()
+
+    async def hangs(*arguments: Any, **more: Any) -> bool:
+        ending.set()
+        await asyncio.Event().wait()
+        return False
+
+    driver, next_driver = Stuck(other), Watched()
+    async with opened(asking) as database:
+        with monkeypatch.context() as patch:
+            patch.setattr(operations, "end", hangs)
+            async with working(database, driver, lease_seconds=0.3):
+                await until(lambda: len(driver.asked) == 2)
+                operation.cancel()
+                await ending.wait()
+        async with working(database, next_driver):
+            after = await ended(database, operation)
+    assert (driver.asked[2:], next_driver.asked) == ([("destroy", one)], [])
+    assert (after.state, states(after)) == ("CANCELLED", ["CANCELLED", "CANCELLED"])
+    assert [await state_of(asking, each) for each in (one, other)] == ["DELETED", "DELETED"]
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["cancelled", "refused"])
+async def test_what_was_taken_back_when_the_database_failed_is_not_told_as_done(
+    asking: World, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, *, refused: bool
+) -> None:
+    operation, one, other = await two_launches(asking, tenant)
+    failing, end = [Refusal(Reason.DATABASE_UNAVAILABLE)], operations.end
+
+    async def fails(*arguments: Any, **more: Any) -> bool:
+        if failing:
+            raise failing.pop()
+        return await end(*arguments, **more)
+
+    monkeypatch.setattr(operations, "end", fails)
+    driver = Refusing(other) if refused else Stuck(other)
+    async with opened(asking) as database, working(database, driver, lease_seconds=0.3):
+        await until(lambda: len(driver.asked) >= 2)
+        if not refused:
+            operation.cancel()
+        after = await ended(database, operation)
+    assert driver.asked == [("launch", one), ("launch", other), ("destroy", one)]
+    assert after.state == ("FAILED" if refused else "CANCELLED")
+    assert states(after) == ["CANCELLED", "FAILED" if refused else "CANCELLED"]
+
+
+async def test_what_was_done_when_the_database_failed_is_not_asked_for_again(
+    asking: World, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation, one, other = await two_launches(asking, tenant)
+    failing, save = [Refusal(Reason.DATABASE_UNAVAILABLE)], operations.save
+
+    async def fails(*arguments: Any) -> bool:
+        if failing:
+            raise failing.pop()
+        return await save(*arguments)
+
+    monkeypatch.setattr(operations, "save", fails)
+    driver = Watched()
+    async with opened(asking) as database, working(database, driver):
+        after = await ended(database, operation)
+    assert driver.asked == [("launch", one), ("launch", other)]
+    assert (after.state, after.attempts, after.epoch) == ("SUCCEEDED", 1, 2)
 
 
 async def test_an_operation_outlives_the_loss_of_every_connection(asking: World, tenant: Tenant) -> None:
@@ -723,7 +831,7 @@ async def test_a_server_that_stops_while_it_claims_leaves_the_operation_to_other
         await stopped(task)
         monkeypatch.undo()
         left = await stored(database, operation)
-        assert (left.lease_until, left.attempts, driver.asked) == (None, 0, [])
+        assert (left.attempts, driver.asked) == (0, [])
         async with working(database, driver):
             assert (await ended(database, operation)).attempts == 1
 

@@ -243,7 +243,7 @@ async def test_many_claims_at_once_share_the_operations_out(database: Database) 
 
 HOLDERS_OWN: dict[str, Callable[[Connection, Operation], Coroutine[Any, Any, Any]]] = {
     "extend": lambda connection, operation: operations.extend(connection, operation, 60),
-    "give_back": operations.give_back,
+    "give_back": lambda connection, operation: operations.give_back(connection, operation, DONE),
     "save": lambda connection, operation: operations.save(connection, operation, DONE),
     "end": lambda connection, operation: operations.end(
         connection, operation, state="SUCCEEDED", steps=DONE, response=b"made"
@@ -305,8 +305,7 @@ async def test_a_worker_that_stops_leaves_the_operation_as_if_it_had_not_tried(d
     await add(database)
     operation = await claimed(database)
     async with database.connection() as connection:
-        assert await operations.save(connection, operation, DONE)
-        await operations.give_back(connection, operation)
+        assert await operations.give_back(connection, operation, DONE)
     again = await claimed(database)
     assert (again.attempts, again.epoch, again.steps) == (1, 2, DONE)
 

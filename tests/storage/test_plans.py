@@ -363,12 +363,8 @@ async def extend_operation(c: Connection) -> None:
     assert await operations.extend(c, await running(c), 5) is False
 
 
-async def put_off_operation(c: Connection) -> None:
-    await operations.put_off(c, await running(c), 1)
-
-
 async def give_back_operation(c: Connection) -> None:
-    await operations.give_back(c, await running(c))
+    assert await operations.give_back(c, await running(c), [])
 
 
 async def save_operation(c: Connection) -> None:
@@ -434,7 +430,6 @@ PRICED = [
     Priced("operations.claim", lambda c: operations.claim(c, 5)),
     Priced("operations.extend", extend_operation),
     Priced("operations.give_back", give_back_operation),
-    Priced("operations.put_off", put_off_operation),
     Priced("operations.save", save_operation),
     Priced("operations.end", end_operation),
     Priced("accounts.get", lambda c: accounts.get(c, ORDINARY)),
