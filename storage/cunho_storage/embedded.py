@@ -16,8 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +41,7 @@ MAY_LOSE_DATA = "cunho.may_lose_data"
 _NOT_DURABLE = ("--fsync=off", "--synchronous_commit=off", "--full_page_writes=off", f"--{MAY_LOSE_DATA}=on")
 # Nothing of our own environment: no secrets, and no PG* variables, which would redirect PostgreSQL's programs.
 _ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC"}
-#: How long processes of a PostgreSQL may take to end whose first process was killed: as long as their statements do.
+#: How long processes of a PostgreSQL may take to end whose first process was killed, and which are killed then.
 _LEFT_BEHIND_SECONDS = 20
 #: How PostgreSQL is asked to end before it is killed, and how long each may take: a fast shutdown, then an immediate
 #: one, in which it kills those of its processes that hang for 5 s.
@@ -123,11 +123,12 @@ def start(
         socket = _socket_folder(folder, user, undo)
         where = (f"--unix_socket_directories={socket}", "--port=5432", f"--max_connections={connections}")
         settings = (*where, *_SETTINGS, *(() if durable else _NOT_DURABLE))
+        stale = (data / "postmaster.pid", socket / ".s.PGSQL.5432.lock")
 
         def launch() -> subprocess.Popen[Any]:
             with _explained(folder):
                 _pause(given_up, 0)
-                process = _launch(data, user, programs, given_up, *settings)
+                process = _launch(data, user, programs, given_up, stale, *settings)
                 try:
                     is_ready = partial(user.run, programs / "pg_isready", "-h", socket, check=False)
                     _wait(process, folder, is_ready, given_up)
@@ -303,19 +304,19 @@ def _socket_folder(folder: Path, user: _User, undo: ExitStack) -> Path:
 
 
 def _launch(
-    data: Path, user: _User, programs: Path, given_up: threading.Event, *settings: str
+    data: Path, user: _User, programs: Path, given_up: threading.Event, stale: Sequence[Path], *settings: str
 ) -> subprocess.Popen[Any]:
-    """PostgreSQL's process, in place of one left behind."""
+    """PostgreSQL's process, in place of one left behind; `stale` are the lock files that it would leave."""
     log = data.parent / "postgres.log"
     log.touch(mode=0o600)  # it quotes statements
     with (data.parent / "postgres.lock").open("a") as lock, log.open("ab") as output:
         # PostgreSQL inherits this lock: the process number in its own lock files may be another process's by now.
         if not _locks(lock):
-            # Fails if its first process was killed. The others have not noticed yet; they end by themselves.
+            # Fails if its first process was killed. The others notice that once their statements have ended.
             user.run(programs / "pg_ctl", "stop", "-D", data, "-m", "fast", check=False)
             _wait_for(lock, data, given_up)
-        for stale in (data / "postmaster.pid", data.parent / "socket" / ".s.PGSQL.5432.lock"):
-            stale.unlink(missing_ok=True)
+        for file in stale:
+            file.unlink(missing_ok=True)
         fcntl.flock(lock, fcntl.LOCK_SH)
         inout: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "pass_fds": [lock.fileno()]}
         return subprocess.Popen((programs / "postgres", "-D", data, *settings), **inout, **user.options())
@@ -331,15 +332,28 @@ def _locks(lock: IO[str]) -> bool:
 
 
 def _wait_for(lock: IO[str], data: Path, given_up: threading.Event) -> None:
-    """Waits for the lock. Raises EmbeddedError."""
+    """Takes the lock from processes of an earlier PostgreSQL, which are killed. Raises EmbeddedError."""
     end = time.monotonic() + _LEFT_BEHIND_SECONDS
     while not _locks(lock):
+        for number in _at_work_in(data):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         if time.monotonic() > end:
             raise EmbeddedError(
                 f"processes of an earlier PostgreSQL still use {data} after {_LEFT_BEHIND_SECONDS} s: end them, or "
                 "choose another data folder with CUNHO_DATA_DIR"
             )
         _pause(given_up)
+
+
+def _at_work_in(data: Path) -> Iterator[int]:
+    """Processes of PostgreSQL that are at work in the database's files, where the system tells."""
+    folder = data.resolve()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            program = (process / "exe").readlink().name  # "postgres (deleted)" after an upgrade
+            if program.startswith("postgres") and (process / "cwd").readlink() == folder:
+                yield int(process.name)
 
 
 def _wait(

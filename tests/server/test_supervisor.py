@@ -1,6 +1,7 @@
 """The server's processes, from outside: on one port, kept up, replaced, stopped, and PostgreSQL coming and going."""
 
 import asyncio
+import fcntl
 import json
 import os
 import re
@@ -417,15 +418,11 @@ def test_a_server_that_waits_for_its_processes_stops_when_it_is_told_to(data_dir
 
 
 def test_a_server_that_waits_for_an_earlier_postgres_stops_when_it_is_told_to(data_dir: Path) -> None:
-    with serving(data_dir) as killed:
-        ((lingering,),) = killed.sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'cunho-server' LIMIT 1")
-        os.kill(lingering, signal.SIGSTOP)
-        os.kill(postgres_process(data_dir), signal.SIGKILL)
-        killed.kill()
+    with (data_dir / "postgres.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as processes of PostgreSQL do, which would be killed
         starting = Server(data_dir)
         until(lambda: (data_dir / "lock").read_text() == str(starting.process.pid))
         assert starting.stop() == 0
-        os.kill(lingering, signal.SIGKILL)
     assert "Traceback" not in starting.log
 
 

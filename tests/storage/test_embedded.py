@@ -1,6 +1,7 @@
 """The embedded PostgreSQL starts anywhere, keeps its data and has one owner at a time. Tables are tested elsewhere."""
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -211,53 +212,65 @@ async def test_a_postgres_that_outlives_its_owner_runs_on_until_it_is_replaced(
 
 
 @pytest.fixture
-async def lingering(folder: Path) -> AsyncIterator[tuple[Embedded, int]]:
-    """A PostgreSQL whose first process was killed, and one of a connection that stands still and has not noticed."""
+async def killed(folder: Path) -> AsyncIterator[Embedded]:
+    """A PostgreSQL whose first process was killed."""
     with running(folder) as postgres:
-        connection = await asyncpg.connect(postgres.dsn)
-        number = connection.get_server_pid()
-        os.kill(number, signal.SIGSTOP)
         os.kill(process_id(folder), signal.SIGKILL)
         while not postgres.ended():
             await asyncio.sleep(0.001)
-        try:
-            yield postgres, number
-        finally:
-            connection.terminate()
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
+        yield postgres
 
 
-async def test_processes_that_outlive_the_first_one_are_waited_for(lingering: tuple[Embedded, int]) -> None:
-    postgres, number = lingering
-    starting = asyncio.create_task(asyncio.to_thread(postgres.start_again))
-    assert not (await asyncio.wait([starting], timeout=0.3))[0]
-    os.kill(number, signal.SIGCONT)
-    await starting
-    assert await ask(postgres.dsn, "SELECT 1") == 1
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Something that cannot be killed uses the database's files, as far as their lock tells."""
+    with (folder / "postgres.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
-async def test_processes_that_outlive_the_first_one_for_long_are_told(
-    lingering: tuple[Embedded, int], folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("suspended", [False, True], ids=["a long statement", "one that stands still"])
+async def test_processes_that_outlive_the_first_one_hold_up_no_start(folder: Path, *, suspended: bool) -> None:
+    with running(folder) as postgres:
+        connection = await asyncpg.connect(postgres.dsn)
+        number = connection.get_server_pid()
+        counting = asyncio.create_task(connection.execute("SELECT count(*) FROM generate_series(1, 100000000000)"))
+        while await ask(postgres.dsn, f"SELECT state FROM pg_stat_activity WHERE pid = {number}") != "active":
+            await asyncio.sleep(0.001)
+        if suspended:
+            os.kill(number, signal.SIGSTOP)
+        os.kill(process_id(folder), signal.SIGKILL)
+        while not postgres.ended():
+            await asyncio.sleep(0.001)
+        os.kill(number, 0)  # it lives on
+        async with asyncio.timeout(15):
+            await asyncio.to_thread(postgres.start_again)
+        with pytest.raises(asyncpg.PostgresConnectionError):
+            await counting
+        assert await ask(postgres.dsn, "SELECT 1") == 1
+
+
+async def test_what_uses_the_files_for_long_is_told(
+    killed: Embedded, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    postgres, number = lingering
     monkeypatch.setattr(embedded, "_LEFT_BEHIND_SECONDS", 0.1)
-    with pytest.raises(EmbeddedError, match=rf"earlier PostgreSQL still use {folder}/pg18 after 0.1 s: end them"):
-        postgres.start_again()
-    os.kill(number, signal.SIGCONT)
-    postgres.start_again()
+    with (
+        in_use(folder),
+        pytest.raises(EmbeddedError, match=rf"earlier PostgreSQL still use {folder}/pg18 after 0.1 s: end them"),
+    ):
+        killed.start_again()
+    killed.start_again()
 
 
 async def test_a_stop_while_it_is_started_again_does_not_wait_and_leaves_nothing_running(
-    lingering: tuple[Embedded, int], folder: Path
+    killed: Embedded, folder: Path
 ) -> None:
-    postgres, number = lingering
-    starting = asyncio.create_task(asyncio.to_thread(postgres.start_again))
-    assert not (await asyncio.wait([starting], timeout=0.3))[0]
-    await asyncio.to_thread(postgres.stop)
-    with pytest.raises(EmbeddedError, match="was stopped before it had started"):
-        await starting
-    os.kill(number, signal.SIGCONT)
+    with in_use(folder):
+        starting = asyncio.create_task(asyncio.to_thread(killed.start_again))
+        assert not (await asyncio.wait([starting], timeout=0.3))[0]
+        await asyncio.to_thread(killed.stop)
+        with pytest.raises(EmbeddedError, match="was stopped before it had started"):
+            await starting
     assert embedded.running(folder) is None
 
 
