@@ -544,31 +544,19 @@ class TooLate(Watched):
 
 
 class Stuck(Watched):
-    """A driver that never ends what it does to one target."""
+    """A driver that never ends what it does to one target, unless it refuses it."""
 
-    def __init__(self, target_id: str) -> None:
+    def __init__(self, target_id: str, refusal: Refusal | None = None) -> None:
         super().__init__()
-        self._target_id = target_id
+        self._target_id, self._refusal = target_id, refusal
 
     async def act(self, action: str, region_id: str, target_id: str) -> None:
         """Does nothing."""
         await super().act(action, region_id, target_id)
         if target_id == self._target_id:
+            if self._refusal:
+                raise self._refusal
             await asyncio.Event().wait()
-
-
-class Refusing(Watched):
-    """A driver that refuses what it is asked to do to one target."""
-
-    def __init__(self, target_id: str) -> None:
-        super().__init__()
-        self._target_id = target_id
-
-    async def act(self, action: str, region_id: str, target_id: str) -> None:
-        """Does nothing."""
-        await super().act(action, region_id, target_id)
-        if target_id == self._target_id:
-            raise TOO_LARGE
 
 
 async def launched(world: World, tenant: Tenant) -> str:
@@ -711,7 +699,7 @@ async def test_what_was_taken_back_when_the_database_failed_is_not_told_as_done(
         return await end(*arguments, **more)
 
     monkeypatch.setattr(operations, "end", fails)
-    driver = Refusing(other) if refused else Stuck(other)
+    driver = Stuck(other, TOO_LARGE if refused else None)
     async with opened(asking) as database, working(database, driver, lease_seconds=0.3):
         await until(lambda: len(driver.asked) >= 2)
         if not refused:
