@@ -100,6 +100,8 @@ class Beginning:
 async def begin(connection: Connection, beginning: Beginning, request: Request | None, **arguments: Any) -> Begun:
     """Begins a transaction. Waits for others that hold the same request or the row, until they end.
 
+    Raises Conflict if the request is forgotten meanwhile.
+
     Args:
         request: None for one without an id.
         arguments: those of the lock.
@@ -114,7 +116,8 @@ async def begin(connection: Connection, beginning: Beginning, request: Request |
     if row[1]:
         return Begun(row[0], None)
     answered = await connection.row(_GET, **named)
-    assert answered is not None, "rows stay for 24 hours"
+    if answered is None:  # its 24 hours ended between the two statements
+        raise Conflict("request")
     return Begun(row[0], Answered._make(answered))
 
 
