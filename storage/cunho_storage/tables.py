@@ -323,6 +323,7 @@ class OperationRow(Model):
             _index("operation_newest_of_account", "operation (account_id, create_time, operation_id)"),
             _index("operation_newest", "operation (create_time, operation_id)"),
             _index("operation_claimable", "operation (create_time)", where="end_time IS NULL"),
+            _index("operation_leased", "operation (lease_until)", where="lease_until IS NOT NULL"),
         )
 
 

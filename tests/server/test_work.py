@@ -197,6 +197,18 @@ async def test_the_oldest_operation_is_carried_out_first(asking: World, tenant: 
     assert driver.asked == [("import", target(operation)) for operation in begun]
 
 
+async def test_an_account_with_many_operations_holds_up_no_other(asking: World, tenant: Tenant) -> None:
+    many = [import_image(tenant, f"one of many {number}") for number in range(8)]
+    one = import_image(asking.tenant(), "the only one")
+    driver = Watched()
+    async with opened(asking) as database, working(database, driver, workers=2):
+        with driver.holding("import"):
+            await until(lambda: len(driver.asked) == 2)
+        await asyncio.gather(*(ended(database, operation) for operation in (*many, one)))
+    assert driver.asked[0] == ("import", target(many[0]))
+    assert ("import", target(one)) in driver.asked[:3]
+
+
 async def test_a_worker_hears_at_once_of_a_new_operation(
     asking: World, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
