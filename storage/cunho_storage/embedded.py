@@ -306,7 +306,7 @@ def _socket_folder(folder: Path, user: _User, undo: ExitStack) -> Path:
 def _launch(
     data: Path, user: _User, programs: Path, given_up: threading.Event, stale: Sequence[Path], *settings: str
 ) -> subprocess.Popen[Any]:
-    """PostgreSQL's process, in place of one left behind; `stale` are the lock files that it would leave."""
+    """PostgreSQL's process, in place of one left behind, whose lock files are `stale`."""
     log = data.parent / "postgres.log"
     log.touch(mode=0o600)  # it quotes statements
     with (data.parent / "postgres.lock").open("a") as lock, log.open("ab") as output:
