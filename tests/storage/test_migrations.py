@@ -230,6 +230,7 @@ async def test_a_migration_and_a_call_that_wait_for_each_other_both_end_well(
     await migrate(dsn)
     also(monkeypatch, "ALTER TABLE image ADD COLUMN addition TEXT; ALTER TABLE instance ADD COLUMN addition TEXT;")
     call = await asyncpg.connect(dsn)
+    await call.execute("SET deadlock_timeout = '1min'")  # the migration finds it, also on a busy machine
     await call.execute("BEGIN; SELECT FROM instance")
     migrating = asyncio.create_task(migrate(dsn))
     await waiting(dsn)
