@@ -313,7 +313,7 @@ def _launch(
         # PostgreSQL inherits this lock: the process number in its own lock files may be another process's by now.
         if not _locks(lock):
             # Fails if its first process was killed. The others notice that once their statements have ended.
-            user.run(programs / "pg_ctl", "stop", "-D", data, "-m", "fast", check=False)
+            user.run(programs / "pg_ctl", "stop", "-D", data, "-m", "fast", "-t", f"{_ENDINGS[0][1]:.0f}", check=False)
             _wait_for(lock, data, given_up)
         for file in stale:
             file.unlink(missing_ok=True)
