@@ -20,7 +20,7 @@ class Process:
     def __init__(self, server: Server) -> None:
         (number,) = server.processes()
         self._folder = Path(f"/proc/{number}")
-        self._place = f":{server.port:04X}"
+        self._port = f":{server.port:04X}"
 
     @property
     def files(self) -> int:
@@ -31,7 +31,7 @@ class Process:
     def peers(self) -> int:
         """Connections of clients that it has open."""
         table = [line.split() for line in self._folder.joinpath("net/tcp").read_text().splitlines()[1:]]
-        return sum(local.endswith(self._place) and state in _OPEN for _, local, _, state, *_ in table)
+        return sum(local.endswith(self._port) and state in _OPEN for _, local, _, state, *_ in table)
 
     @property
     def memory_bytes(self) -> int:
