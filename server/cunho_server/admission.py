@@ -34,14 +34,19 @@ class Admission:
         self.calls = self.waits = 0
         self._closed = False
 
-    async def keep_pace(self, caller: Caller) -> None:
-        """Counts a call in the pace of its account. Refuses: TOO_MANY_CALLS."""
+    async def keep_pace(self, caller: Caller, longest_seconds: float) -> None:
+        """Counts a call in the pace of its account. Refuses: TOO_MANY_CALLS.
+
+        Args:
+            longest_seconds: how long a refusal may wait for its turn.
+        """
         account = _account(caller)
-        # One of many calls, too, is alone when it is taken up late: the refusals of the others tell.
-        alone = not (self._of_account[account] or (self.pace.behind and self._refused_of_account[account]))
+        waiting = self._refused_of_account[account]
+        # One of many calls, too, can be the only one under way: the refusals of the others tell.
+        alone = not (self._of_account[account] or waiting)
         if self.pace.let(account, alone=alone):
             return
-        if seconds := self.pace.turn_seconds():
+        if seconds := self.pace.turn_seconds(account, waiting, longest_seconds):
             self._refused_of_account[account] += 1
             try:
                 await asyncio.sleep(seconds)

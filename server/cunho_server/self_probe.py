@@ -38,7 +38,7 @@ async def follow(pace: Pace, addresses: Sequence[str], taken_up: Callable[[], Se
     """Keeps the pace to what the servers at the addresses take up in time, until cancelled.
 
     The one with most calls since the last look is asked, because to ask costs as much as a call. Only if it is in time
-    are the others with calls asked, too, while the process is behind, or slowed for having been.
+    are the others with calls asked, too, while the process is behind.
 
     Args:
         taken_up: how many calls each of them has taken up.
@@ -56,7 +56,7 @@ async def follow(pace: Pace, addresses: Sequence[str], taken_up: Callable[[], Se
             busiest = calls.index(max(calls))
             if not await _answers(stubs[busiest], timeout_seconds):
                 return False
-            if not (pace.slowed or pace.behind):
+            if not pace.behind:
                 return True
             others = (stub for at, stub in enumerate(stubs) if calls[at] and at != busiest)
             return all(await asyncio.gather(*(_answers(stub, timeout_seconds) for stub in others)))

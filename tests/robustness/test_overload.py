@@ -46,6 +46,9 @@ def served(postgres: Postgres, folder: Path, **settings: Any) -> Iterator[Server
 #: Calls a second that an account may make, where that is what is tested.
 _PACE = 50
 
+#: Refusals that a process sends each second.
+_REFUSALS_PER_SECOND = 250
+
 
 def load(server: Server, account_id: str, rate: float, **more: Any) -> Load:
     """Calls of an account, each of which has an answer."""
@@ -94,6 +97,14 @@ def test_an_account_over_its_pace_starves_nobody(postgres: Postgres, tmp_path: P
         until(lambda: call(channel, RESOLVE, FAMILY, server.token("acme")).code is grpc.StatusCode.OK)
 
 
+def test_who_has_thousands_of_calls_under_way_is_refused_no_faster(postgres: Postgres, tmp_path: Path) -> None:
+    with served(postgres, tmp_path, CALLS_PER_SECOND_PER_ACCOUNT_MAX=_PACE) as server:
+        outcome = load(server, "acme", 1e4, connections=20).start().outcome()
+    assert_only_refused(outcome)
+    assert _REFUSALS_PER_SECOND / 2 < len(outcome.refused) / SECONDS < _REFUSALS_PER_SECOND * 1.5
+    assert outcome.answered, "and it is let in at its pace meanwhile"
+
+
 def test_who_has_more_calls_than_streams_is_not_refused_by_grpc_itself(postgres: Postgres, tmp_path: Path) -> None:
     with (
         served(postgres, tmp_path) as server,
@@ -134,7 +145,7 @@ def test_ten_times_the_capacity_is_refused_and_leaves_nothing_behind(postgres: P
         assert_only_refused(outcome)
         assert process.memory_bytes < memory_bytes + MEMORY_BYTES
         until(lambda: call(channel, RESOLVE, FAMILY, server.token("acme")).code is grpc.StatusCode.OK)
-        assert len(outcome.refused) > len(outcome.answered)
+        assert len(outcome.refused) > SECONDS * _REFUSALS_PER_SECOND / 2, "whoever asks goes on being told"
         assert p99(outcome.answered) < 5 * p99(unloaded.answered)
 
 

@@ -105,9 +105,8 @@ def test_a_process_that_is_behind_cuts_those_who_call_most_and_nobody_else(proce
 def test_a_pace_starts_from_what_is_answered_lately(process: Process) -> None:
     for _ in range(20):
         process.look(in_time=True, acme=1000)
-    process.look(in_time=False, acme=1000)
     process.look(in_time=False, acme=10)  # it was kept from taking up more
-    assert 60 < process.pace.calls_per_second < 100, "about a tenth, so that what waits is soon gone"
+    assert 30 < process.pace.calls_per_second < 50, "about a twentieth, so that what waits is soon gone"
 
 
 def test_who_makes_one_call_after_the_other_is_never_slowed(process: Process) -> None:
@@ -117,17 +116,17 @@ def test_who_makes_one_call_after_the_other_is_never_slowed(process: Process) ->
     assert not all(process.pace.let("globex") for _ in range(10))
 
 
-async def test_one_of_many_calls_does_not_pass_for_one_after_the_other_while_the_process_is_behind(
+async def test_one_of_many_calls_does_not_pass_for_one_after_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     admission = Admission(Settings.model_validate({}))
-    monkeypatch.setattr(admission.pace, "turn_seconds", lambda: 60)
-    admission.pace.calls_per_second, admission.pace._late = 10, 1
+    monkeypatch.setattr(admission.pace, "turn_seconds", lambda *_: 60)
+    admission.pace.calls_per_second = 10
     acme, globex = (Caller(account, Role.ACCOUNT, account) for account in ("acme", "globex"))
 
     async def lets(caller: Caller, times: int) -> list[bool]:
         """Whether each of so many calls is let in; those that are not wait for their turn to be refused."""
-        tasks = [asyncio.create_task(admission.keep_pace(caller)) for _ in range(times)]
+        tasks = [asyncio.create_task(admission.keep_pace(caller, 60)) for _ in range(times)]
         await asyncio.wait(tasks, timeout=0.01)
         waiting.update(task for task in tasks if not task.done())
         return [task.done() for task in tasks]
@@ -137,8 +136,6 @@ async def test_one_of_many_calls_does_not_pass_for_one_after_the_other_while_the
         assert await lets(acme, 3) == [True, False, False]
     assert await lets(acme, 3) == [False, False, False], "none is under way, and yet they are many"
     assert await lets(globex, 3) == [True, True, True], "each ended before the next began"
-    admission.pace._late = 0
-    assert await lets(acme, 3) == [True, True, True]
     for task in waiting:
         task.cancel()
     await asyncio.wait(waiting)
@@ -165,7 +162,7 @@ def test_who_made_one_call_after_the_other_too_fast_is_told_the_limit_of_the_set
 
     async def calls() -> None:
         for _ in range(30):
-            await admission.keep_pace(caller)
+            await admission.keep_pace(caller, 60)
 
     with pytest.raises(Refusal) as refused:
         asyncio.run(calls())
@@ -173,10 +170,52 @@ def test_who_made_one_call_after_the_other_too_fast_is_told_the_limit_of_the_set
     assert refused.value.metadata == {"limit": "20", "unit": "a second", "scope": "the account", "setting": setting}
 
 
-def test_one_late_call_changes_nothing(process: Process) -> None:
+@pytest.mark.parametrize(("looks", "part"), [(1, 0.7), (2, 0.49), (4, 0.24)])
+def test_the_pace_is_soon_back_to_less_of_what_was_answered_the_longer_the_process_was_behind(
+    process: Process, looks: int, part: float
+) -> None:
+    for _ in range(20):
+        process.look(in_time=True, busy=0.7, acme=1000)
+    process.behind(looks, acme=1000)
+    for _ in range(8):
+        process.look(in_time=True, busy=0.7, acme=1000)
+    assert part <= process.pace.calls_per_second / 1000 < 1.5 * part
+
+
+def test_a_pace_that_is_back_does_not_jump_there_again(process: Process) -> None:
+    for _ in range(20):
+        process.look(in_time=True, acme=1000)
     process.behind(1, acme=1000)
-    process.look(in_time=True, acme=1000)
+    for _ in range(8):
+        process.look(in_time=True, acme=1000)
+    paces = [process.pace.calls_per_second]
+    for _ in range(30):
+        process.look(in_time=True, busy=0.9, acme=1000)
+        paces.append(process.pace.calls_per_second)
+    assert paces == sorted(paces, reverse=True)
+    assert paces[-1] < 500
+
+
+def test_a_slowed_pace_goes_down_for_as_long_as_the_process_is_behind(process: Process) -> None:
     process.behind(1, acme=1000)
+    for _ in range(8):
+        process.look(in_time=True, busy=0.7, acme=1000)
+    before = process.pace.calls_per_second
+    process.behind(3, acme=1000)
+    assert process.pace.calls_per_second < before / 2
+
+
+def test_a_slowed_process_keeps_a_part_of_its_time_for_moments_in_which_more_comes(process: Process) -> None:
+    process.behind(5, acme=1000)
+    busy = 1.0
+    for _ in range(200):  # each call takes a millisecond
+        busy = process.look(in_time=True, busy=busy, acme=1000)["acme"] / 100
+    assert 0.65 < busy < 0.75
+
+
+def test_a_process_that_does_much_and_is_in_time_refuses_nobody(process: Process) -> None:
+    for _ in range(100):
+        process.look(in_time=True, busy=1, acme=1000)
     assert not process.pace.slowed
 
 
@@ -187,6 +226,8 @@ def test_a_process_that_others_keep_from_its_core_refuses_nobody(process: Proces
 
 
 def test_the_pace_stays_where_refusals_are_most_of_the_work(process: Process) -> None:
+    for _ in range(20):
+        process.look(in_time=True, acme=1000)
     let = process.behind(100, acme=1000)
     assert 4 <= let["acme"] <= 10, "of a hundred; the slowest pace would be one"
 
@@ -200,7 +241,7 @@ def test_the_pace_recovers_by_itself(process: Process) -> None:
     process.behind(100, acme=1000)
     looks = 0
     while process.pace.slowed:
-        process.look(in_time=True, acme=100)
+        process.look(in_time=True, busy=0.3, acme=100)
         looks += 1
     assert looks < 100
     assert process.look(in_time=True, acme=1000) == {"acme": 100}
@@ -214,7 +255,7 @@ def test_a_slowed_pace_is_told_with_what_makes_room() -> None:
     async def calls() -> None:
         with admission.call(caller, "ipv4:10.0.0.1"):
             for _ in range(10):
-                await admission.keep_pace(caller)
+                await admission.keep_pace(caller, 60)
 
     with pytest.raises(Refusal) as refused:
         asyncio.run(calls())
@@ -222,24 +263,42 @@ def test_a_slowed_pace_is_told_with_what_makes_room() -> None:
     assert refused.value.metadata == told | {"scope": "the account, while this server process is behind"}
 
 
+def turns(pace: Pace, account: str, waiting: int, longest_seconds: float = 15) -> list[float]:
+    """How long so many refusals wait that come at once."""
+    return [pace.turn_seconds(account, before, longest_seconds) for before in range(waiting)]
+
+
 def test_refusals_are_sent_at_once_until_there_are_very_many(process: Process) -> None:
-    assert process.pace.turn_seconds() == 0
-    turns = [process.pace.turn_seconds() for _ in range(5000)]
-    assert turns[0] <= 0.005
-    assert all(0.4 <= turn <= 0.8 for turn in turns[200:])
-    assert len({*turns[200:]}) > 100, "not all of them at once"
+    assert turns(process.pace, "acme", 400) == [pytest.approx(number / 250) for number in range(400)]
     process.clock.seconds += 2
-    assert process.pace.turn_seconds() == 0
+    assert process.pace.turn_seconds("acme", 0, 15) == 0
+
+
+def test_who_is_refused_less_does_not_wait_for_who_is_refused_more(process: Process) -> None:
+    turns(process.pace, "acme", 2000)
+    assert turns(process.pace, "globex", 3) == [0, pytest.approx(2 / 250), pytest.approx(4 / 250)]
+
+
+def test_refusals_that_were_cancelled_hold_up_nobody(process: Process) -> None:
+    turns(process.pace, "acme", 2000)
+    assert process.pace.turn_seconds("acme", 0, 15) == pytest.approx(1 / 250)
+
+
+def test_a_refusal_comes_before_its_callers_deadline(process: Process) -> None:
+    late = turns(process.pace, "acme", 2000, longest_seconds=0.5)[200:]
+    assert all(0.25 <= turn <= 0.5 for turn in late)
+    assert len({*late}) > 100, "not all of them at once"
 
 
 def test_accounts_that_call_no_more_are_forgotten(process: Process) -> None:
     process.behind(10, acme=1000)
     for index in range(100):
         process.pace.let(f"account-{index}")
+        process.pace.turn_seconds(f"account-{index}", 0, 15)
     for _ in range(10):
         process.look(in_time=False)
     assert process.pace.slowed
-    assert process.pace._even == process.pace._even_slowed == {}
+    assert process.pace._even == process.pace._even_slowed == process.pace._turns == {}
 
 
 async def test_the_pace_follows_the_probe() -> None:
