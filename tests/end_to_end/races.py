@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import pytest
 from tests import world as worlds
+from tests.end_to_end.steps import until
 from tests.world import GUANGZHOU, SHANGHAI, ZONES, Postgres, Tenant, World
 
 from cunho import Client, Refused
@@ -35,6 +36,10 @@ from cunho_storage.requests import Basis, Beginning, Ending
 from cunho_storage.statements import Statement
 
 Call = Callable[[], Any]
+
+_ACTIVE = (
+    "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND pid <> pg_backend_pid()"
+)
 
 #: No window stays open longer: less than the database lets a transaction be idle.
 WINDOW_SECONDS = 4
@@ -200,13 +205,14 @@ def held_between_statements() -> Iterator[Window]:
 
 
 @contextmanager
-def idle_workers() -> Iterator[None]:
+def idle_workers(world: World) -> Iterator[None]:
     """No worker takes up an operation: what is moving stays so."""
 
     async def nothing(*arguments: Any) -> None:
         return None
 
     with _replaced(operations, "claim", nothing):
+        until(lambda: not world.sql(_ACTIVE))  # what a worker asked before
         yield
 
 
@@ -238,7 +244,7 @@ def meet(world: World, hold: tuple[ModuleType, str], first: Call, second: Call, 
     Args:
         waiters: how many transactions of the second wait then.
     """
-    with idle_workers(), held(*hold) as window, ThreadPoolExecutor(2) as threads:
+    with idle_workers(world), held(*hold) as window, ThreadPoolExecutor(2) as threads:
         one = threads.submit(outcome, first)
         if not window.reached.wait(5):
             raise TimeoutError(f"the first call never came to {hold[0].__name__}.{hold[1]}: {one.result(1)}")

@@ -700,7 +700,7 @@ def test_what_one_server_has_ended_the_other_refuses_from_then_on(
 def test_an_image_is_not_deleted_while_it_is_copied(servers: Servers) -> None:
     one, other = servers.clients()
     own = image(one, "own")
-    with races.idle_workers():
+    with races.idle_workers(servers.one):
         copying = copy(one, own.image_id)
         assert reason(outcome(lambda: other.delete_image(image_id=own.image_id))) == "IMAGE_BUSY"
     copying.result(20)

@@ -35,7 +35,7 @@ class Process:
     def __init__(self, most: float = 10_000) -> None:
         self.clock = Clock()
         self.pace = Pace(most, 10, self.clock)
-        self._used_seconds = 0.0
+        self.pace._used_seconds = self._used_seconds = 0.0
 
     def look(self, *, in_time: bool, busy: float = 1, **calls_per_second: int) -> dict[str, int]:
         """A tenth of a second up to the next look; how many calls of each account were let in."""

@@ -205,7 +205,7 @@ async def test_an_account_with_many_operations_holds_up_no_other(asking: World, 
         with driver.holding("import"):
             await until(lambda: len(driver.asked) == 2)
         await asyncio.gather(*(ended(database, operation) for operation in (*many, one)))
-    assert driver.asked[0] == ("import", target(many[0]))
+    assert ("import", target(many[0])) in driver.asked[:2], "the two workers ask at the same time"
     assert ("import", target(one)) in driver.asked[:3]
 
 
