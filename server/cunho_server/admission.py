@@ -13,6 +13,7 @@ from cunho_rules.model import Caller
 from cunho_rules.refusals import Reason, Refusal
 from cunho_server.pace import Pace
 from cunho_server.settings import Settings
+from cunho_storage import deadlines
 
 
 class Admission:
@@ -34,19 +35,15 @@ class Admission:
         self.calls = self.waits = 0
         self._closed = False
 
-    async def keep_pace(self, caller: Caller, longest_seconds: float) -> None:
-        """Counts a call in the pace of its account. Refuses: TOO_MANY_CALLS.
-
-        Args:
-            longest_seconds: how long a refusal may wait for its turn.
-        """
+    async def keep_pace(self, caller: Caller) -> None:
+        """Counts a call in the pace of its account. Refuses: TOO_MANY_CALLS, with half of the call's time left."""
         account = _account(caller)
         waiting = self._refused_of_account[account]
         # One of many calls, too, can be the only one under way: the refusals of the others tell.
         alone = not (self._of_account[account] or waiting)
         if self.pace.let(account, alone=alone):
             return
-        if seconds := self.pace.turn_seconds(account, waiting, longest_seconds):
+        if seconds := self.pace.turn_seconds(account, waiting, deadlines.remaining_seconds() / 2):
             self._refused_of_account[account] += 1
             try:
                 await asyncio.sleep(seconds)

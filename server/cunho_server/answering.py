@@ -138,7 +138,7 @@ class Answering(grpc.aio.ServerInterceptor):
 
     async def _answer(self, this: Call, behavior: _Behavior, parse: _Parse, context: Any) -> bytes:
         this.caller = await self._identity.verify(this.metadata, context.auth_context)
-        await self._admission.keep_pace(this.caller, self._seconds(context) / 2)
+        await self._admission.keep_pace(this.caller)
         data = await context.read()
         with self._admitted(this):
             this.request = request = _parsed(parse, data)

@@ -16,9 +16,12 @@ _DELAY_SECONDS_MAX, _BUSY_MIN = 0.04, 0.5
 #: Pause from one look at that to the next, and after a late one.
 _LOOK_SECONDS, _LOOK_SECONDS_LATE = 0.025, 0.01
 
-#: What a look multiplies the pace by: the first time that the process is behind, so much that what waits is soon gone;
-#: the next times, and for that to which it comes back; while it does, or so few calls come, as a part of the pace.
-_SLOWER_AT_FIRST, _SLOWER, _MUCH_FASTER, _FEW = 0.05, 0.7, 1.5, 0.5
+#: What the first late look multiplies the pace by, so much that what waits is soon gone; and each late one that to
+#: which the pace comes back, or the pace itself once it is back.
+_SLOWER_AT_FIRST, _SLOWER = 0.05, 0.7
+
+#: What a look multiplies the pace by while it comes back, or while no more than such a part of the pace is used.
+_MUCH_FASTER, _FEW = 1.5, 0.5
 
 #: The part of a core that a slowed process is to use, and how much the pace changes with each look for what is missing.
 #: The rest is for moments in which more comes or the machine does less: without it, calls would wait in each of them.
@@ -46,7 +49,7 @@ class Pace:
 
     Attributes:
         calls_per_second: how many an account may make now.
-        behind: whether the last look found it so.
+        behind: whether the last look found the process behind.
     """
 
     def __init__(self, most: float, least: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,8 +66,8 @@ class Pace:
         self._let = self._refused = 0
         #: Most calls let in each second and the part of a core that was used, lately.
         self._rate = self._busy = 0.0
-        #: Up to where the pace is soon back once the process is in time: less with each look at which it was behind. Of
-        #: what was late at one look only, the machine may be the cause.
+        #: Up to where the pace comes back once the process is in time, 0 when it has. After one late look that is most
+        #: of what it was, since the machine may be the cause.
         self._back = 0.0
         self._looked, self._used_seconds = clock(), time.thread_time()
 
@@ -100,10 +103,11 @@ class Pace:
 
         Args:
             waiting: refusals of the account that wait already.
+            longest_seconds: what no refusal may wait longer than.
         """
         now = self._clock()
         step = max(len(self._turns), 1) / _REFUSALS_PER_SECOND
-        # Those before it may have been cancelled.
+        # No later than after those that wait: of the others before it, callers may have left.
         turn = min(max(self._turns.get(account, 0) + step, now), now + (waiting + 1) * step)
         if turn > now + longest_seconds:
             return random.uniform(0.5, 1) * longest_seconds  # not all at once

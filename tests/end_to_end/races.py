@@ -37,6 +37,7 @@ from cunho_storage.statements import Statement
 
 Call = Callable[[], Any]
 
+#: What the database does now.
 _ACTIVE = (
     "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND pid <> pg_backend_pid()"
 )

@@ -101,8 +101,8 @@ def test_who_has_thousands_of_calls_under_way_is_refused_no_faster(postgres: Pos
     with served(postgres, tmp_path, CALLS_PER_SECOND_PER_ACCOUNT_MAX=_PACE) as server:
         outcome = load(server, "acme", 1e4, connections=20).start().outcome()
     assert_only_refused(outcome)
-    assert _REFUSALS_PER_SECOND / 2 < len(outcome.refused) / SECONDS < _REFUSALS_PER_SECOND * 1.5
-    assert outcome.answered, "and it is let in at its pace meanwhile"
+    assert len(outcome.refused) < SECONDS * _REFUSALS_PER_SECOND * 1.5
+    assert len(outcome.refused) > len(outcome.answered) > 0, "it is let in at its pace meanwhile"
 
 
 def test_who_has_more_calls_than_streams_is_not_refused_by_grpc_itself(postgres: Postgres, tmp_path: Path) -> None:
@@ -145,6 +145,7 @@ def test_ten_times_the_capacity_is_refused_and_leaves_nothing_behind(postgres: P
         assert_only_refused(outcome)
         assert process.memory_bytes < memory_bytes + MEMORY_BYTES
         until(lambda: call(channel, RESOLVE, FAMILY, server.token("acme")).code is grpc.StatusCode.OK)
+        assert len(outcome.answered) < outcome.due / 5
         assert len(outcome.refused) > SECONDS * _REFUSALS_PER_SECOND / 2, "whoever asks goes on being told"
         assert p99(outcome.answered) < 5 * p99(unloaded.answered)
 

@@ -16,6 +16,7 @@ from cunho_rules.refusals import Refusal
 from cunho_server.admission import Admission
 from cunho_server.pace import Pace
 from cunho_server.settings import Settings
+from cunho_storage import deadlines
 
 GET, ABSENT = BY_NAME["GetImage"].path, pb.GetImageRequest(image_id="img-00000000").SerializeToString()
 
@@ -116,9 +117,7 @@ def test_who_makes_one_call_after_the_other_is_never_slowed(process: Process) ->
     assert not all(process.pace.let("globex") for _ in range(10))
 
 
-async def test_one_of_many_calls_does_not_pass_for_one_after_the_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_one_of_many_calls_does_not_pass_for_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     admission = Admission(Settings.model_validate({}))
     monkeypatch.setattr(admission.pace, "turn_seconds", lambda *_: 60)
     admission.pace.calls_per_second = 10
@@ -126,7 +125,7 @@ async def test_one_of_many_calls_does_not_pass_for_one_after_the_other(
 
     async def lets(caller: Caller, times: int) -> list[bool]:
         """Whether each of so many calls is let in; those that are not wait for their turn to be refused."""
-        tasks = [asyncio.create_task(admission.keep_pace(caller, 60)) for _ in range(times)]
+        tasks = [asyncio.create_task(admission.keep_pace(caller)) for _ in range(times)]
         await asyncio.wait(tasks, timeout=0.01)
         waiting.update(task for task in tasks if not task.done())
         return [task.done() for task in tasks]
@@ -162,7 +161,7 @@ def test_who_made_one_call_after_the_other_too_fast_is_told_the_limit_of_the_set
 
     async def calls() -> None:
         for _ in range(30):
-            await admission.keep_pace(caller, 60)
+            await admission.keep_pace(caller)
 
     with pytest.raises(Refusal) as refused:
         asyncio.run(calls())
@@ -255,7 +254,7 @@ def test_a_slowed_pace_is_told_with_what_makes_room() -> None:
     async def calls() -> None:
         with admission.call(caller, "ipv4:10.0.0.1"):
             for _ in range(10):
-                await admission.keep_pace(caller, 60)
+                await admission.keep_pace(caller)
 
     with pytest.raises(Refusal) as refused:
         asyncio.run(calls())
@@ -288,6 +287,16 @@ def test_a_refusal_comes_before_its_callers_deadline(process: Process) -> None:
     late = turns(process.pace, "acme", 2000, longest_seconds=0.5)[200:]
     assert all(0.25 <= turn <= 0.5 for turn in late)
     assert len({*late}) > 100, "not all of them at once"
+
+
+async def test_a_refusal_waits_for_no_more_than_half_of_what_its_call_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    admission, longest = Admission(Settings.model_validate({})), list[float]()
+    monkeypatch.setattr(admission.pace, "let", lambda *_, **__: False)
+    monkeypatch.setattr(admission.pace, "turn_seconds", lambda account, waiting, seconds: longest.append(seconds))
+    deadlines.ends_at(asyncio.get_running_loop().time() + 60)
+    with pytest.raises(Refusal):
+        await admission.keep_pace(Caller("acme", Role.ACCOUNT, "acme"))
+    assert longest == [pytest.approx(30, abs=5)]
 
 
 def test_accounts_that_call_no_more_are_forgotten(process: Process) -> None:
