@@ -71,7 +71,7 @@ class Installation(NamedTuple):
 
     def _kill_connection(self) -> None:
         """PostgreSQL's process of a connection dies, whereupon it ends all others and recovers."""
-        ((number,),) = self.sql(f"{_CONNECTIONS} ORDER BY random() LIMIT 1")
+        (number,) = random.choice(self.sql(_CONNECTIONS))
         os.kill(number, signal.SIGKILL)
 
     def judge(self, history: History) -> list[Violation]:
